@@ -1,0 +1,128 @@
+"""The record that flows from explainers to metrics and reports, and what can be done to an attribution map.
+
+Shape letters: B batch, C channels, H, W pixels, K classes, R rows of an expanded batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from explainode.errors import UserError
+
+T = TypeVar("T")
+
+REDUCTIONS = ("sum", "abs_sum", "abs_max", "positive_sum", "l2")
+
+
+@dataclass
+class Explanation:
+    """Everything known about the explanations of one batch: what metrics and reports read.
+
+    Attributes:
+        x: (B, C, H, W) pixels in [0, 1].
+        target: (B,) int64, the explained class (the predicted one where the user gave none).
+        attribution: (B, C, H, W) or (B, 1, h, w), signed, unreduced, unnormalized.
+        logits: (B, K) of x under the record's own noise.
+        score: (B,) the explained score of x.
+        completeness_error: (B,) sum of the attribution minus what it should add up to; None where the method defines no sum.
+        forwards, backwards: rows sent through the network to make the attribution, over all B images.
+        noise: "off", "path" or "mean:k"; seed: of every keyed draw.
+        stochastic: another `draw` would give another attribution (noise blocks speak, or the explainer samples).
+        sample_ids: (B,) int64; label: (B,) or None, -1 where unknown; mask: (B, H, W) int64 (1 object, 0 background, -1 ignored) or None;
+        boxes: one (n, 4) tensor of x0, y0, x1, y1 in pixels per image, or None.
+        seconds: wall time of the explanation of the batch.
+        forward: `forward(x (R,C,H,W), rows=None)` -> (R, K) logits under the guard with the record's noise; `rows` (R,) says whose copy each row is.
+        explain: `explain(x (R,C,H,W), rows=None, draw=None)` -> attribution of the same targets; `draw` asks for another noise path.
+        model: the explained network, for metrics that randomize a copy.
+        shared: store common to all explanations of this model and batch (clean and baseline outputs).
+    """
+
+    x: Tensor
+    target: Tensor
+    attribution: Tensor
+    logits: Tensor
+    score: Tensor
+    completeness_error: Tensor | None
+    forwards: int
+    backwards: int
+    noise: str
+    seed: int
+    stochastic: bool
+    sample_ids: Tensor
+    label: Tensor | None
+    mask: Tensor | None
+    boxes: list[Tensor] | None
+    seconds: float
+    forward: Callable[..., Tensor]
+    explain: Callable[..., Tensor]
+    model: nn.Module
+    shared: dict[Hashable, Any] = field(default_factory=dict)
+    _own: dict[Hashable, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def memo(self, key: Hashable, compute: Callable[[], T], shared: bool = False) -> T:
+        """`compute()` once per key: of this record, or with `shared` of all records of the same model and batch."""
+        store = self.shared if shared else self._own
+        if key not in store:
+            store[key] = compute()
+        return store[key]
+
+    def heatmap(self, reduction: str = "sum") -> Tensor:
+        """(B, H, W): the attribution reduced over channels and upsampled to the pixels of x."""
+        return self.memo(("heatmap", reduction), lambda: upsample(reduce_channels(self.attribution, reduction), self.x.shape[-2:]))
+
+
+def reduce_channels(attribution: Tensor, reduction: str = "sum") -> Tensor:
+    """(B, C, H, W) -> (B, H, W).
+
+    `sum` keeps the sign and conservation; `abs_sum`, `abs_max` (paper 004 Eq. 6), `positive_sum` and `l2` are what other papers draw.
+    """
+    if reduction == "sum":
+        return attribution.sum(1)
+    if reduction == "abs_sum":
+        return attribution.abs().sum(1)
+    if reduction == "abs_max":
+        return attribution.abs().amax(1)
+    if reduction == "positive_sum":
+        return attribution.clamp(min=0).sum(1)
+    if reduction == "l2":
+        return attribution.square().sum(1).sqrt()
+    raise UserError(f"no channel reduction named {reduction!r}; choose one of {', '.join(REDUCTIONS)}")
+
+
+def upsample(heatmap: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
+    """(B, h, w) -> (B, H, W), bilinear without aligned corners; unchanged where the size fits."""
+    if tuple(heatmap.shape[-2:]) == tuple(size):
+        return heatmap
+    return F.interpolate(heatmap[:, None], size=tuple(size), mode="bilinear", align_corners=False)[:, 0]
+
+
+def normalize(heatmap: Tensor) -> Tensor:
+    """(B, H, W) -> [0, 1] per image by its own minimum and maximum; a constant map becomes 0 everywhere, NaN stays NaN."""
+    low = heatmap.amin((-2, -1), keepdim=True)
+    span = heatmap.amax((-2, -1), keepdim=True) - low
+    return torch.where(span == 0, torch.zeros_like(heatmap), (heatmap - low) / span)
+
+
+def mean_crop(heatmap: Tensor) -> Tensor:
+    """(B, H, W): values below the map's own mean set to 0 (paper 002, for pictures and masks)."""
+    return torch.where(heatmap < heatmap.mean((-2, -1), keepdim=True), torch.zeros_like(heatmap), heatmap)
+
+
+def rank_pixels(heatmap: Tensor) -> Tensor:
+    """(B, H, W) -> (B, H*W) int64 pixel positions, most relevant first; ties keep raster order.
+
+    Raises:
+        ValueError: if a value is NaN, which has no rank.
+    """
+    if torch.isnan(heatmap).any():
+        raise ValueError("a heatmap with NaN has no ranking; exclude the image first")
+    return torch.argsort(heatmap.flatten(1), dim=1, descending=True, stable=True)

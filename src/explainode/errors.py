@@ -1,0 +1,19 @@
+"""The one exception that means "the input was wrong": its text is a sentence for the user, its exit status is 2."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Bad input, told in one sentence: what came, what was expected, what to try."""
+
+
+def nearest(name: str, candidates: Iterable[str], count: int = 3) -> str:
+    """The candidates closest to `name`, as text for an error message ('a, b, c'); all of them if none is close and they are few."""
+    known = sorted(set(candidates))
+    close = difflib.get_close_matches(name, known, n=count, cutoff=0.5)
+    if not close and len(known) <= 8:
+        close = known
+    return ", ".join(close) if close else "nothing similar"
