@@ -1,0 +1,1 @@
+"""The mathematics of explainable dynamics networks: how much noise at which block."""

@@ -1,0 +1,90 @@
+"""What an evaluation yields: plain rows, curves and maps that tables, reports and comparisons read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of metrics.csv: a metric of one explainer on one model, with its 95 % bootstrap interval.
+
+    `explainer` is empty for metrics of the model itself (accuracy). `n` images count, `excluded` were NaN or did not apply.
+    `higher_is_better` is None for neutral facts. `protocol` is the metric's short protocol and its hash.
+    """
+
+    epoch: int
+    split: str
+    model: str
+    explainer: str
+    metric: str
+    value: float
+    low: float
+    high: float
+    n: int
+    excluded: int
+    seconds: float
+    higher_is_better: bool | None
+    protocol: str
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A mean curve with its 95 % band: all arrays (P,) float64."""
+
+    x: np.ndarray
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    x_label: str
+    y_label: str
+
+
+@dataclass(frozen=True)
+class Maps:
+    """The raw maps of one model and explainer on the panel images.
+
+    Attributes:
+        image: (N, H, W, 3) uint8; attribution: (N, C or 1, h, w) float16; mask: (N, H, W) int8 or None.
+        sample_id, label, target: (N,) int64; probability: (N,) of the target.
+    """
+
+    model: str
+    explainer: str
+    epoch: int
+    image: np.ndarray
+    attribution: np.ndarray
+    sample_id: np.ndarray
+    label: np.ndarray
+    target: np.ndarray
+    probability: np.ndarray
+    mask: np.ndarray | None = None
+
+
+Key = tuple[str, str, str]  # model, explainer, metric (as in Row)
+
+
+@dataclass
+class Results:
+    """Everything that one or several evaluations found.
+
+    Attributes:
+        per_image: value of each image, {(model, explainer, metric): {sample id: value}}; only metrics that are means over images.
+        curves: {(model, explainer, metric): Curve}.
+    """
+
+    rows: list[Row] = field(default_factory=list)
+    per_image: dict[Key, dict[int, float]] = field(default_factory=dict)
+    curves: dict[Key, Curve] = field(default_factory=dict)
+    maps: list[Maps] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def extend(self, other: Results) -> None:
+        """Add all that `other` holds; the same key later wins."""
+        self.rows += other.rows
+        self.per_image |= other.per_image
+        self.curves |= other.curves
+        self.maps += other.maps
+        self.warnings += other.warnings

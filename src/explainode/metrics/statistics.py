@@ -1,0 +1,149 @@
+"""What chance alone would do: bootstrap over images, paired sign-flip tests, and Holm's correction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from explainode.errors import UserError
+from explainode.randomness import chain
+
+_CACHED = 100_000_000  # counts kept for the next metric of the same images (one byte each): 10,000 resamples of 10,000 images
+_CHUNK = 2_000_000  # draws at a time, so that memory stays small for any number of images
+EXACT_PAIRS = 12  # up to 2^12 sign patterns are enumerated, which is cheaper than drawing 10,000
+
+
+def _generator(*parts: int | str) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(chain(*parts)))
+
+
+def _draw_counts(generator: np.random.Generator, rows: int, n: int) -> np.ndarray:
+    """(rows, n) uint8: how often each of n images is drawn in each of `rows` resamples with replacement."""
+    picks = generator.integers(0, n, size=(rows, n), dtype=np.int32)
+    picks += np.arange(rows, dtype=np.int32)[:, None] * n
+    return np.minimum(np.bincount(picks.ravel(), minlength=rows * n), 255).astype(np.uint8).reshape(rows, n)
+
+
+@lru_cache(maxsize=2)
+def _kept_counts(resamples: int, n: int, seed: int) -> np.ndarray:
+    return np.concatenate(list(_fresh_counts(resamples, n, seed)))
+
+
+def _fresh_counts(resamples: int, n: int, seed: int):
+    generator = _generator(seed, "bootstrap", n)
+    step = max(1, _CHUNK // n)
+    for top in range(0, resamples, step):
+        yield _draw_counts(generator, min(step, resamples - top), n)
+
+
+def bootstrap_means(values: np.ndarray, resamples: int = 10_000, seed: int = 0) -> np.ndarray:
+    """(n, k) values of n images -> (resamples, k) means of resampled images; NaN entries are left out of their column.
+
+    The resamples are a function of (seed, n) alone, so results over the same images are resampled together.
+    """
+    n = len(values)
+    there = ~np.isnan(values)
+    filled = np.where(there, values, 0.0)
+    kept = resamples * n <= _CACHED
+    chunks = (np.array_split(_kept_counts(resamples, n, seed), -(-resamples * n // _CHUNK))) if kept else _fresh_counts(resamples, n, seed)
+    complete = bool(there.all())
+    means = []
+    for counts in chunks:
+        weights = counts.astype(np.float64)
+        below = n if complete else weights @ there
+        with np.errstate(invalid="ignore"):  # a resample without any number of a column has no mean
+            means.append((weights @ filled) / below)
+    return np.concatenate(means)
+
+
+def percentile_interval(drawn: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+    """(R, k) resampled values -> their central interval, two (k,) arrays; NaN where nothing was drawn."""
+    if not 0 < level < 1:
+        raise UserError(f"level must lie between 0 and 1, got {level}; 0.95 is usual")
+    low, high = np.full(drawn.shape[1], np.nan), np.full(drawn.shape[1], np.nan)
+    for k, column in enumerate(drawn.T):
+        numbers = column[~np.isnan(column)]
+        if len(numbers):
+            low[k], high[k] = np.quantile(numbers, ((1 - level) / 2, (1 + level) / 2))
+    return low, high
+
+
+def bootstrap_interval(
+    values: Sequence[float] | np.ndarray, resamples: int = 10_000, level: float = 0.95, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean of (n,) values over images (Efron 1979); NaN, NaN for fewer than two values."""
+    column = np.asarray(values, dtype=np.float64)
+    column = column[~np.isnan(column)]
+    if len(column) < 2:
+        return float("nan"), float("nan")
+    low, high = percentile_interval(bootstrap_means(column[:, None], resamples, seed), level)
+    return float(low[0]), float(high[0])
+
+
+def paired_sign_flip(difference: Sequence[float] | np.ndarray, resamples: int = 10_000, seed: int = 0) -> float:
+    """Two-sided p-value of "the paired differences are symmetric around 0", by flipping their signs.
+
+    Exact (all 2^n patterns) for n <= 12, otherwise (1 + count) / (1 + resamples) over keyed random flips, which never is 0 and keeps the
+    level (Phipson and Smyth 2010). NaN differences are left out; NaN for no difference at all.
+    """
+    d = np.asarray(difference, dtype=np.float64)
+    d = d[~np.isnan(d)]
+    n = len(d)
+    if n == 0:
+        return float("nan")
+    observed = abs(d.sum())
+    bound = observed - 1e-12 * np.abs(d).sum()  # sums in another order differ by rounding; ties must count
+    if n <= EXACT_PAIRS:
+        signs = 1.0 - 2.0 * ((np.arange(1 << n)[:, None] >> np.arange(n)) & 1)
+        return float(np.mean(np.abs(signs @ d) >= bound))
+    generator = _generator(seed, "sign flip", n)
+    width = -(-n // 8)
+    count = 0
+    step = max(1, _CHUNK // n)
+    for top in range(0, resamples, step):
+        rows = min(step, resamples - top)
+        bits = np.unpackbits(generator.integers(0, 256, size=(rows, width), dtype=np.uint8), axis=1, count=n)
+        count += int((np.abs(d.sum() - 2.0 * (bits.astype(np.float64) @ d)) >= bound).sum())
+    return (1 + count) / (1 + resamples)
+
+
+def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Holm's step-down correction (Holm 1979): adjusted p-values in the given order; NaN stays NaN and is no test."""
+    p = np.asarray(p_values, dtype=np.float64)
+    adjusted = np.full_like(p, np.nan)
+    tests = np.flatnonzero(~np.isnan(p))
+    order = tests[np.argsort(p[tests], kind="stable")]
+    factors = len(order) - np.arange(len(order))
+    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * factors), 1.0) if len(order) else []
+    return adjusted
+
+
+@dataclass(frozen=True)
+class PairedComparison:
+    """mean(a - b) over the n images that both have, its bootstrap interval, and the sign-flip p-value."""
+
+    difference: float
+    low: float
+    high: float
+    p: float
+    n: int
+
+
+def paired_comparison(
+    a: Mapping[int, float], b: Mapping[int, float], resamples: int = 10_000, level: float = 0.95, seed: int = 0
+) -> PairedComparison:
+    """Compare two results image by image ({sample id: value} each); images that only one has, or NaN, do not count.
+
+    Raises:
+        UserError: if the two have no image in common.
+    """
+    common = sorted(a.keys() & b.keys())
+    d = np.array([a[i] - b[i] for i in common], dtype=np.float64)
+    d = d[~np.isnan(d)]
+    if not len(d):
+        raise UserError("the two results have no image in common; evaluate both on the same images")
+    low, high = bootstrap_interval(d, resamples, level, seed)
+    return PairedComparison(float(d.mean()), low, high, paired_sign_flip(d, resamples, seed), len(d))

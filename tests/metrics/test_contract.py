@@ -1,0 +1,123 @@
+"""Every entry of conf/metric keeps the promises of a metric, by itself."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from explainode.metrics.base import ExplanationMetric
+
+ENTRIES = sorted((Path(__file__).parents[2] / "conf" / "metric").glob("*.yaml"))
+
+
+def read(path: Path):
+    body = yaml.safe_load(path.read_text())
+    module, name = body.pop("_target_").rsplit(".", 1)
+    return getattr(importlib.import_module(module), name), body
+
+
+@pytest.fixture(params=ENTRIES, ids=lambda path: path.stem)
+def entry(request):
+    return request.param
+
+
+@pytest.fixture
+def explanations(record, network, pictures):
+    """Three batches of 5, 1 and 2 images, sample ids out of order, one map with NaN; noise speaks."""
+    x = pictures(8, 24)
+    ids = torch.tensor([6, 2, 0, 7, 1, 3, 5, 4])
+    mask = torch.zeros(8, 24, 24, dtype=torch.int64)
+    mask[:, 4:14, 8:20] = 1
+
+    def make(parts=((0, 5), (5, 6), (6, 8))):
+        for low, high in parts:
+            rows = slice(low, high)
+            explanation, _ = record(
+                network(normalized=True),
+                x[rows],
+                sample_ids=ids[rows],
+                noise=0.05,
+                mask=mask[rows],
+                label=torch.zeros(high - low, dtype=torch.int64),
+                boxes=[torch.tensor([[8.0, 4.0, 20.0, 14.0]])] * (high - low),
+                completeness_error=torch.full((high - low,), 0.1),
+            )
+            if low <= 3 < high:
+                explanation.attribution[3 - low] = explanation.completeness_error[3 - low] = torch.nan
+            yield explanation
+
+    return make
+
+
+def test_yaml_says_everything(entry):
+    package, about = entry.read_text().splitlines()[:2]
+    assert package == f"# @package metric.{entry.stem}"
+    assert about.startswith("# ") and about.count(" | ") == 1 and about.split(" | ")[0].endswith(".")
+    cls, body = read(entry)
+    parameters = inspect.signature(cls).parameters
+    assert set(body) == set(parameters)
+    metric = cls(**body)
+    assert metric.parameters_used == body
+
+
+def test_default_presets_are_the_defaults(entry):
+    cls, body = read(entry)
+    if entry.stem == cls.kind:
+        assert body == {name: p.default for name, p in inspect.signature(cls).parameters.items()}
+
+
+def test_datasheet(entry):
+    cls, body = read(entry)
+    metric = cls(**body)
+    assert isinstance(metric, ExplanationMetric) and cls.__doc__ and cls.kind
+    assert cls.needs <= {"mask", "boxes", "label"} and cls.full_state_update is False
+    assert len(set(cls.columns)) == len(cls.columns) and len(set(cls.results)) == len(cls.results)
+    assert all(metric.direction(name) in (True, False, None) for name in cls.results)
+    assert metric.protocol.startswith(cls.kind + "[") and len(metric.protocol_hash) == 8
+    json.dumps(metric.parameters_used)
+
+
+def test_hashes_tell_entries_apart():
+    hashes = {path.stem: read(path)[0](**read(path)[1]).protocol_hash for path in ENTRIES}
+    assert len(set(hashes.values())) == len(ENTRIES) >= 10
+
+
+def test_measures_each_image_by_itself(entry, explanations):
+    cls, body = read(entry)
+    tables = []
+    for parts in (((0, 5), (5, 6), (6, 8)), ((0, 8),)):
+        metric = cls(**body).setup(8)
+        for explanation in explanations(parts):
+            before = explanation.x.clone(), explanation.attribution.clone()
+            metric.update(explanation)
+            assert torch.equal(explanation.x, before[0]) and torch.equal(explanation.attribution.nan_to_num(), before[1].nan_to_num())
+        tables.append(metric.table())
+    assert sorted(tables[0]) == list(range(8))
+    for i in range(8):
+        np.testing.assert_allclose(tables[0][i], tables[1][i], rtol=1e-5, atol=2e-6)
+
+
+def test_reports(entry, explanations):
+    cls, body = read(entry)
+    metric = cls(**body).setup(8)
+    for explanation in explanations():
+        metric.update(explanation)
+    found = metric.summary(resamples=50)
+    assert [result.name for result in found] == list(cls.results)
+    computed = metric.compute()
+    computed = computed if isinstance(computed, dict) else {cls.results[0]: computed}
+    for result in found:
+        assert result.n + result.excluded == 8 and result.n >= 7
+        assert np.isfinite(result.value) and computed[result.name].item() == pytest.approx(result.value, rel=1e-5)
+        assert result.low <= result.high
+    if cls.kind not in ("expansion_ratio", "cost"):  # those are facts about network and passes, whatever the map
+        assert found[0].excluded == 1  # the map with NaN is never a hit
+    assert set(metric.per_image()) <= set(cls.results)
+    assert metric.plot() is not None and list(metric.modules()) == [metric]

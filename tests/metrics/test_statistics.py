@@ -1,0 +1,105 @@
+"""Intervals and tests against closed forms, enumeration and their own promises."""
+
+from __future__ import annotations
+
+import itertools
+import time
+
+import numpy as np
+import pytest
+
+from explainode.errors import UserError
+from explainode.metrics import statistics
+from explainode.metrics.statistics import bootstrap_interval, bootstrap_means, holm, paired_comparison, paired_sign_flip
+
+
+def test_bootstrap_has_the_standard_error_of_the_mean():
+    values = np.random.default_rng(0).exponential(size=400)
+    drawn = bootstrap_means(values[:, None], 20_000)
+    # plug-in standard error; 20,000 resamples know it to 1 / sqrt(2 * 20,000) = 0.5 %
+    assert drawn.std() == pytest.approx(values.std() / np.sqrt(400), rel=0.03)
+    assert drawn.mean() == pytest.approx(values.mean(), abs=4 * values.std() / np.sqrt(400 * 20_000))
+
+
+def test_counts_are_resamples_with_replacement():
+    counts = np.concatenate(list(statistics._fresh_counts(3000, 7, 0)))
+    assert (counts.sum(1) == 7).all()
+    # multinomial variance 7 * (1/7) * (6/7), not the Poisson's 1
+    assert counts.var() == pytest.approx(6 / 7, rel=0.03)
+
+
+def test_small_chunks_and_cache_change_nothing(monkeypatch):
+    values = np.random.default_rng(1).normal(size=(50, 2))
+    values[3, 1] = np.nan
+    kept = bootstrap_means(values, 500)
+    monkeypatch.setattr(statistics, "_CACHED", 0)
+    np.testing.assert_allclose(bootstrap_means(values, 500), kept, rtol=1e-12)
+    assert not np.array_equal(bootstrap_means(values, 500, seed=1), kept)
+
+
+def test_missing_values_are_left_out_of_their_column():
+    values = np.random.default_rng(2).normal(size=(40, 2))
+    values[:20, 1] = np.nan
+    drawn = bootstrap_means(values, 200)
+    weights = np.concatenate(list(statistics._fresh_counts(200, 40, 0))).astype(float)
+    np.testing.assert_allclose(drawn[:, 1], (weights[:, 20:] @ values[20:, 1]) / weights[:, 20:].sum(1))
+
+
+def test_interval_covers_the_mean_about_as_often_as_it_says():
+    generator = np.random.default_rng(3)
+    hits = 0
+    for _ in range(300):
+        low, high = bootstrap_interval(generator.normal(size=60), resamples=1000)
+        hits += low <= 0 <= high
+    assert 0.90 <= hits / 300 <= 0.98  # 95 % nominal; the percentile interval is a little short at n = 60
+
+
+def test_too_few_values_have_no_interval():
+    assert all(np.isnan(bound) for bound in bootstrap_interval([1.0]))
+    assert np.isnan(paired_sign_flip([]))
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 9])
+def test_sign_flip_is_exact_for_few_pairs(n):
+    d = np.random.default_rng(n).normal(0.7, size=n)
+    sums = [abs(sum(s * v for s, v in zip(signs, d, strict=True))) for signs in itertools.product((1, -1), repeat=n)]
+    expected = np.mean([total >= abs(d.sum()) - 1e-12 for total in sums])
+    assert paired_sign_flip(d) == pytest.approx(expected, abs=1e-12)
+
+
+def test_drawn_flips_approximate_the_exact_test(monkeypatch):
+    d = np.random.default_rng(5).normal(0.4, size=12)
+    exact = paired_sign_flip(d)
+    monkeypatch.setattr(statistics, "EXACT_PAIRS", 0)
+    assert paired_sign_flip(d, resamples=20_000) == pytest.approx(exact, abs=4 * np.sqrt(exact * (1 - exact) / 20_000))
+    assert paired_sign_flip(np.full(40, 3.0), resamples=999) == pytest.approx(1 / 1000)  # (1 + 0) / (1 + R): never 0
+
+
+def test_null_tests_reject_at_most_seven_percent():
+    generator = np.random.default_rng(6)
+    p = np.array([paired_sign_flip(generator.exponential(size=30) - generator.exponential(size=30), 2000) for _ in range(1000)])
+    assert 0.03 <= (p <= 0.05).mean() <= 0.07
+
+
+def test_holm_steps_down():
+    # worked by hand: sorted .01 .02 .03 .04 -> .04 .06 .06 .06
+    np.testing.assert_allclose(holm([0.04, 0.01, 0.03, 0.02]), [0.06, 0.04, 0.06, 0.06])
+    np.testing.assert_allclose(holm([0.5, np.nan, 0.9]), [1.0, np.nan, 1.0])
+
+
+def test_paired_comparison_uses_common_images_only():
+    a, b = {1: 1.0, 2: 2.0, 3: 5.0, 9: 7.0}, {1: 0.0, 2: 1.5, 3: 4.0, 4: 100.0}
+    found = paired_comparison(a, b)
+    assert (found.n, found.difference) == (3, pytest.approx(2.5 / 3))
+    assert found.low <= found.difference <= found.high
+    assert found.p == pytest.approx(2 / 8)  # only the observed signs and their mirror image are as extreme
+    with pytest.raises(UserError, match="no image in common"):
+        paired_comparison({1: 1.0}, {2: 1.0})
+
+
+def test_one_thousand_images_take_half_a_second():
+    values = np.random.default_rng(7).normal(size=1000)
+    start = time.process_time()
+    bootstrap_interval(values, seed=12345)
+    paired_sign_flip(values)
+    assert time.process_time() - start <= 0.5 * 3  # the target is 0.5 s; a factor of 3 for a busy machine
