@@ -1,0 +1,109 @@
+"""What every explainer is: configuration with one method, called with the network, the images and the classes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from explainode.errors import UserError
+from explainode.explainers.guard import guard
+from explainode.explainers.passes import count_passes, gradient, pass_limit, predict, rows_per_pass
+from explainode.explainers.targets import Target, as_indices, resolve_target
+from explainode.randomness import current_scope, noise_scope
+
+__all__ = ["BoundExplainer", "Explainer", "count_passes", "gradient", "guard", "pass_limit", "predict", "resolve_target", "rows_per_pass"]
+
+
+def check_images(x: Tensor) -> Tensor:
+    """`x`, detached and usable by autograd, if it is a batch of images (B, C, H, W) in floating point.
+
+    Raises:
+        UserError: otherwise.
+    """
+    if x.dim() != 4 or not x.is_floating_point():
+        raise UserError(
+            f"x is a tensor of shape {tuple(x.shape)} and type {str(x.dtype).removeprefix('torch.')}, "
+            "expected images (B, C, H, W) in floating point; add the batch dimension, divide bytes by 255"
+        )
+    return x.clone() if x.is_inference() else x.detach()
+
+
+@dataclass(frozen=True)
+class Explainer(ABC):
+    """An explanation method and its parameters, without a network: one instance serves any number of them.
+
+    Attributes:
+        stochastic: the method samples, so that another `draw` of the noise scope gives another attribution.
+        class_specific: the attribution depends on the explained class.
+    """
+
+    stochastic: ClassVar[bool] = False
+    class_specific: ClassVar[bool] = True
+
+    def __call__(self, model: nn.Module, x: Tensor, target: Target = None) -> Tensor:
+        """The attribution of the target's logit to `x`, in any state of the model and of torch, which stay as they are.
+
+        Without a target one forward finds the predicted class. Outside of a noise scope noise blocks are silent, and the rows count as
+        samples 0..B-1 of seed 0 for what the method draws.
+
+        Args:
+            model: a network from pixels (B, C, H, W) to logits (B, K), or a wrapper of one.
+            x: (B, C, H, W) on the model's device.
+            target: None, a class, one class per image, or a callable from logits (B, K) to classes (B,).
+
+        Returns:
+            (B, C, H, W) or (B, 1, h, w): signed, unreduced, unnormalized, detached, float32 at least.
+
+        Raises:
+            UserError: if x or the target does not fit.
+        """
+        with guard(model) as network:
+            x = check_images(x)
+            scope = nullcontext() if current_scope() is not None else noise_scope(torch.arange(len(x)), active=False)
+            with scope:
+                if target is None or callable(target):
+                    target = resolve_target(target, predict(network, x))
+                attribution = self.attribute(network, x, as_indices(target, len(x), x.device)).detach()
+        return attribution.to(torch.promote_types(attribution.dtype, torch.float32))
+
+    @abstractmethod
+    def attribute(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
+        """The method itself, under the guard: `x` (B, C, H, W) is detached, `target` is (B,) int64."""
+
+    def expected_sum(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor | None:
+        """(B,): what each image's attribution must add up to; None where the method promises no sum."""
+        return None
+
+    def fit(self, model: nn.Module, batches: Iterable[Any]) -> Explainer:
+        """The explainer ready for `model`; only methods that need a pass over data do something here."""
+        return self
+
+    def bind(self, model: nn.Module) -> BoundExplainer:
+        """This method on one model, with Captum's call."""
+        return BoundExplainer(self, model)
+
+
+@dataclass(frozen=True)
+class BoundExplainer:
+    """`attribute(inputs, target=...)` as in Captum, so that other tools accept our explainers."""
+
+    explainer: Explainer
+    model: nn.Module
+
+    def attribute(self, inputs: Tensor | tuple[Tensor, ...], target: Target = None) -> Tensor | tuple[Tensor, ...]:
+        """The attribution of `inputs` (B, C, H, W); a tuple of one tensor is answered by a tuple of one.
+
+        Raises:
+            UserError: if there are several inputs.
+        """
+        if isinstance(inputs, Tensor):
+            return self.explainer(self.model, inputs, target)
+        if len(inputs) != 1:
+            raise UserError(f"got {len(inputs)} input tensors, expected one; explainode explains networks of one input")
+        return (self.explainer(self.model, inputs[0], target),)

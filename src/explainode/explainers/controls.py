@@ -1,0 +1,95 @@
+"""Maps that know nothing of the network: what an explanation must beat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from explainode.errors import UserError
+from explainode.explainers.base import Explainer
+from explainode.randomness import input_keys, normal_like
+
+
+@dataclass(frozen=True)
+class RandomMap(Explainer):
+    """Standard normal noise (B, 1, H, W), one draw per image; another `draw` of the scope is another map."""
+
+    stochastic: ClassVar[bool] = True
+    class_specific: ClassVar[bool] = False
+
+    def attribute(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
+        return normal_like(x.new_empty(len(x), 1, *x.shape[-2:]), input_keys(x, "random_map", 0))
+
+
+@dataclass(frozen=True)
+class CentrePrior(Explainer):
+    """A Gaussian bump (B, 1, H, W) with peak 1 in the middle: photographers center their objects.
+
+    Args:
+        sigma: its standard deviation, as a fraction of each side.
+
+    Raises:
+        UserError: if `sigma` is not positive.
+    """
+
+    class_specific: ClassVar[bool] = False
+
+    sigma: float = 0.25
+
+    def __post_init__(self) -> None:
+        if not self.sigma > 0:
+            raise UserError(f"sigma must be a positive fraction of the image's side, got {self.sigma}")
+
+    def attribute(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
+        def bell(pixels: int) -> Tensor:
+            centers = (torch.arange(pixels, device=x.device, dtype=x.dtype) + 0.5) / pixels - 0.5
+            return torch.exp(-centers.square() / (2 * self.sigma**2))
+
+        height, width = x.shape[-2:]
+        return (bell(height)[:, None] * bell(width)).expand(len(x), 1, height, width).clone()
+
+
+@dataclass(frozen=True)
+class EdgeMap(Explainer):
+    """Magnitude of the Sobel gradient of the gray image, (B, 1, H, W), >= 0: an edge detector looks like an explanation and is none.
+
+    Source: the control of Adebayo et al. 2018, with the Sobel operator. We repeat the border, so that the frame of the image is no edge.
+    """
+
+    class_specific: ClassVar[bool] = False
+
+    def attribute(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
+        gray = F.pad(x.mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
+        horizontal = x.new_tensor([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]])[None, None] / 8
+        vertical = horizontal.transpose(2, 3)
+        return torch.hypot(F.conv2d(gray, horizontal), F.conv2d(gray, vertical))
+
+
+@dataclass(frozen=True)
+class InvertedMap(Explainer):
+    """Minus another explainer's map: the least relevant first, which every faithfulness metric must find worse.
+
+    Args:
+        explainer: the method to invert.
+    """
+
+    explainer: Explainer
+
+    @property
+    def stochastic(self) -> bool:  # type: ignore[override]
+        return self.explainer.stochastic
+
+    @property
+    def class_specific(self) -> bool:  # type: ignore[override]
+        return self.explainer.class_specific
+
+    def attribute(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
+        return -self.explainer.attribute(model, x, target)
+
+    def expected_sum(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor | None:
+        expected = self.explainer.expected_sum(model, x, target)
+        return None if expected is None else -expected

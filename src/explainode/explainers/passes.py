@@ -1,0 +1,151 @@
+"""Sending rows through a network: counted, split to fit into memory, with each row's own noise.
+
+Letters: B images, g copies of each, R = g * B rows ordered (copy, image).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from torch import Tensor, nn
+
+from explainode.errors import UserError
+from explainode.explainers.targets import check_logits, select_score
+from explainode.randomness import noise_rows
+
+ROWS_WITHOUT_LIMIT = 32  # rows of an expanded batch where nobody set a limit: fills a GPU with a single image's copies, fits anywhere
+
+
+@dataclass
+class Passes:
+    """Rows (images) sent forwards and backwards through a network."""
+
+    forwards: int = 0
+    backwards: int = 0
+
+
+_counters: ContextVar[tuple[Passes, ...]] = ContextVar("explainode_passes", default=())
+_limit: ContextVar[int | None] = ContextVar("explainode_rows_per_pass", default=None)
+
+
+@contextmanager
+def count_passes() -> Iterator[Passes]:
+    """Context that counts the rows sent inside; contexts nest, and each counts all that happens inside it."""
+    passes = Passes()
+    token = _counters.set((*_counters.get(), passes))
+    try:
+        yield passes
+    finally:
+        _counters.reset(token)
+
+
+def record_pass(forwards: int = 0, backwards: int = 0) -> None:
+    """Adds rows to every open counter; whoever calls a network by other means than `predict` and `gradient` says so here."""
+    for passes in _counters.get():
+        passes.forwards += forwards
+        passes.backwards += backwards
+
+
+@contextmanager
+def pass_limit(rows: int | None) -> Iterator[None]:
+    """Context in which no pass holds more than `rows` rows (None: no limit).
+
+    Raises:
+        UserError: if `rows` is less than 1.
+    """
+    if rows is not None and rows < 1:
+        raise UserError(f"a pass must hold at least 1 row, got {rows}; give a positive chunk size")
+    token = _limit.set(rows)
+    try:
+        yield
+    finally:
+        _limit.reset(token)
+
+
+def rows_per_pass() -> int | None:
+    """The most rows that one pass may hold; None where there is no limit."""
+    return _limit.get()
+
+
+def in_passes(evaluate: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
+    """`evaluate(*tensors)`, the rows split into passes that respect the limit; each row keeps its own noise."""
+    rows = len(tensors[0])
+    limit = rows_per_pass() or rows
+    if rows <= limit:
+        return evaluate(*tensors)
+    parts = []
+    for start in range(0, rows, limit):
+        chunk = slice(start, min(start + limit, rows))
+        with noise_rows(torch.arange(chunk.start, chunk.stop)):
+            parts.append(evaluate(*(tensor[chunk] for tensor in tensors)))
+    return tuple(torch.cat(outputs) for outputs in zip(*parts, strict=True))
+
+
+def forward(model: nn.Module, x: Tensor) -> Tensor:
+    """(R, K): one counted forward, in whatever gradient mode holds."""
+    record_pass(forwards=len(x))
+    return check_logits(model(x), len(x))
+
+
+@torch.no_grad()
+def predict(model: nn.Module, x: Tensor) -> Tensor:
+    """(R, K) logits without a graph."""
+    return in_passes(lambda rows: (forward(model, rows),), x)[0]
+
+
+def differentiate(score: Tensor, wrt: Tensor) -> Tensor:
+    """The gradient of the summed score, one counted backward; no `.grad` is touched.
+
+    Raises:
+        UserError: if the score has no graph to `wrt`.
+    """
+    gradient = torch.autograd.grad(score.sum(), wrt, allow_unused=True)[0] if score.requires_grad else None
+    if gradient is None:
+        raise UserError(
+            "the score carries no gradient to the input; the model detaches it or runs under no_grad, so use a method without gradients"
+        )
+    record_pass(backwards=len(score))
+    return gradient
+
+
+def gradient(model: nn.Module, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradient (R, C, H, W) of each row's target logit, and that logit (R,)."""
+
+    def evaluate(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            score = select_score(forward(model, x), target)
+            return differentiate(score, x), score.detach()
+
+    grad, score = in_passes(evaluate, x, target)
+    return grad, score
+
+
+def copies_per_pass(batch: int) -> int:
+    """How many copies of a batch of `batch` images go through the network at once."""
+    return max(1, (rows_per_pass() or ROWS_WITHOUT_LIMIT) // max(batch, 1))
+
+
+def each_copy(
+    evaluate: Callable[[Tensor, Tensor], tuple[Tensor, ...]], copies: Iterable[Tensor], target: Tensor
+) -> Iterator[tuple[Tensor, ...]]:
+    """`evaluate` on every copy (B, C, H, W) of one batch, several copies at a time; yields the results copy by copy.
+
+    Every copy of an image carries that image's noise. Who adds up what is yielded gets a sum that does not depend on the chunk.
+
+    Args:
+        evaluate: (x (R, C, H, W), target (R,)) -> tensors with R rows.
+        copies: made when they are needed, so that only one chunk of them is in memory.
+        target: (B,).
+    """
+    batch = len(target)
+    copies = iter(copies)
+    while group := list(islice(copies, copies_per_pass(batch))):
+        with noise_rows(torch.arange(batch).repeat(len(group))):
+            outputs = evaluate(torch.cat(group), target.repeat(len(group)))
+        yield from zip(*(output.chunk(len(group)) for output in outputs), strict=True)

@@ -1,0 +1,182 @@
+"""Every explainer of conf/explainer keeps the noun's promises; a new yaml is held to them by itself."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from torch import nn
+
+from explainode.explainers.base import Explainer, count_passes, guard, pass_limit
+from explainode.randomness import noise_scope
+
+CONF = Path(__file__).parents[2] / "conf" / "explainer"
+NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))
+
+
+@pytest.fixture(params=NAMES)
+def explainer(request) -> Explainer:
+    return instantiate(OmegaConf.load(CONF / f"{request.param}.yaml"))
+
+
+def close(a: torch.Tensor, b: torch.Tensor) -> None:
+    """Equal to 1e-5 of the largest value: convolutions of other batch sizes add in another order."""
+    assert (a - b).abs().max() <= 1e-5 * b.abs().max()
+
+
+def test_all_entries_are_there():
+    assert {"saliency", "input_x_gradient", "ig", "ig_adaptive", "smoothgrad", "vargrad", "gradient_shap", "occlusion", "gradcam"} <= set(
+        NAMES
+    )
+    assert {"random_map", "centre_prior", "edge_map", "inverted_map"} <= set(NAMES)
+
+
+def test_shape_type_and_values(explainer, net, x, target):
+    attribution = explainer(net, x, target)
+    assert attribution.shape[0] == 4 and attribution.dim() == 4
+    assert attribution.shape[1:] == x.shape[1:] or attribution.shape[1] == 1
+    assert attribution.dtype == torch.float32 and attribution.device == x.device
+    assert torch.isfinite(attribution).all() and not attribution.requires_grad and attribution.grad_fn is None
+    assert attribution.std() > 0
+
+
+def test_configuration_is_a_value(explainer):
+    with pytest.raises(AttributeError):
+        explainer.anything = 1
+    assert not any(isinstance(value, nn.Module) for value in vars(explainer).values())
+    assert isinstance(explainer.stochastic, bool) and isinstance(explainer.class_specific, bool)
+
+
+@pytest.mark.parametrize("noise", [False, True])
+def test_a_batch_of_four_equals_four_singles(explainer, noise, noisy_net, x, target):
+    ids = torch.tensor([7, 3, 100, 4])
+    with noise_scope(ids, seed=5, active=noise):
+        batch = explainer(noisy_net, x, target)
+    for i in range(4):
+        with noise_scope(ids[i : i + 1], seed=5, active=noise):
+            close(explainer(noisy_net, x[i : i + 1], target[i : i + 1]), batch[i : i + 1])
+
+
+@pytest.mark.parametrize("noise", [False, True])
+@pytest.mark.parametrize("limit", [1, 3, 8])
+def test_the_chunk_does_not_matter(explainer, noise, limit, noisy_net, x, target):
+    with noise_scope(torch.arange(4), active=noise):
+        whole = explainer(noisy_net, x, target)
+        with pass_limit(limit):
+            close(explainer(noisy_net, x, target), whole)
+
+
+def test_without_a_scope_rows_count_as_samples_0_to_b(explainer, net, x, target):
+    with pass_limit(6):
+        without = explainer(net, x, target)
+        with noise_scope(torch.arange(4), active=False):
+            assert torch.equal(explainer(net, x, target), without)
+
+
+def test_the_same_call_gives_the_same_bits_whatever_the_global_seed(explainer, net, x, target):
+    torch.manual_seed(1)
+    first = explainer(net, x, target)
+    torch.manual_seed(2)
+    assert torch.equal(explainer(net, x, target), first)
+
+
+def test_another_draw_changes_what_samples_and_nothing_else(explainer, net, x, target):
+    maps = []
+    for draw in range(2):
+        with noise_scope(torch.arange(4), draw=draw, active=False):
+            maps.append(explainer(net, x, target))
+    assert torch.equal(*maps) != explainer.stochastic
+
+
+def test_the_class_matters_where_it_is_said_to(explainer, net, x, target):
+    assert torch.equal(explainer(net, x, target), explainer(net, x, (target + 1) % 5)) != explainer.class_specific
+
+
+def test_no_target_is_the_predicted_class(explainer, net, x):
+    assert torch.equal(explainer(net, x), explainer(net, x, net(x).argmax(1)))
+
+
+@contextmanager
+def data_parallel(net: nn.Module, store: Path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+    try:
+        yield nn.parallel.DistributedDataParallel(net)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+class Lit(nn.Module):
+    """A module that holds a compiled network, as a Lightning module does."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.network = torch.compile(net, backend="eager")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.network(x)
+
+
+def test_maps_are_the_same_wherever_they_are_made(explainer, net, x, target, tmp_path):
+    expected = explainer(net, x, target)
+
+    def check(model: nn.Module = net, images: torch.Tensor = x) -> None:
+        assert torch.equal(explainer(model, images, target), expected)
+
+    with torch.no_grad():
+        check()
+    with torch.inference_mode():
+        check()
+        check(images=x.clone())  # an inference tensor
+    with torch.autocast("cpu", torch.bfloat16):
+        check()
+    check(images=x.clone().requires_grad_())
+    check(net.train())
+    assert net.training
+    net.eval()
+    check(torch.compile(net, backend="eager"))
+    check(Lit(net))
+    with data_parallel(net, tmp_path / "store") as parallel:
+        check(parallel)
+    check(net.requires_grad_(False))
+    net.compile(backend="eager")
+    with torch.no_grad():
+        net(x)  # compiled and warm
+    check()
+
+
+def test_expected_sum_is_one_number_per_image(explainer, net, x, target):
+    with guard(net) as network, noise_scope(torch.arange(4), active=False):
+        expected = explainer.expected_sum(network, x, target)
+    assert expected is None or (expected.shape == (4,) and not expected.requires_grad)
+
+
+def test_channels_last_and_double(explainer, net, x, target):
+    expected = explainer(net, x, target)
+    close(explainer(net, x.to(memory_format=torch.channels_last), target), expected)
+    double = explainer(net.double(), x.double(), target)
+    assert double.dtype == torch.float64
+    assert (double - expected).abs().max() <= 1e-3 * expected.abs().max()
+
+
+def test_bound_explainers_answer_captums_call(explainer, net, x, target):
+    expected = explainer(net, x, target)
+    bound = explainer.bind(net)
+    assert torch.equal(bound.attribute(x, target=target), expected)
+    (from_tuple,) = bound.attribute((x,), target=target)
+    assert torch.equal(from_tuple, expected)
+
+
+def test_fit_returns_an_explainer(explainer, net):
+    assert isinstance(explainer.fit(net, []), Explainer)
+
+
+def test_passes_are_counted_for_every_row(explainer, net, x, target):
+    explainer(net, x, target)  # a default layer is found in the first call
+    with count_passes() as passes:
+        explainer(net, x, target)
+    assert passes.forwards % 4 == 0 or "Adaptive" in type(explainer).__name__
+    assert passes.backwards <= passes.forwards
