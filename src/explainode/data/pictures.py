@@ -1,0 +1,182 @@
+"""One picture from anywhere: read safely, turned upright, scaled to [0, 1], or refused in one sentence."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, ImageSequence
+from torch import Tensor
+
+from explainode.errors import UserError
+
+MAX_PIXELS = 40_000_000  # checked before decoding: a PNG of 236 kB can unpack to 600 MB
+MAX_ASPECT = 20
+# Raster formats that Pillow decodes by itself; among the others are some that start programs (EPS) or hold no pixels.
+FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "AVIF", "ICO")
+_HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
+
+
+@dataclass
+class Picture:
+    """A picture as a network may see it.
+
+    Attributes:
+        image: (3, H, W) float32 in [0, 1].
+        notes: what was done to it that its owner may not expect.
+    """
+
+    image: Tensor
+    notes: list[str] = field(default_factory=list)
+
+
+def load_picture(source: str | Path | bytes, size: int | None = None) -> Picture:
+    """Reads a file, or its bytes.
+
+    16-bit and floating-point gray is scaled to [0, 1], EXIF rotation is applied, transparency is laid on white, the first frame of an
+    animation is taken; notes say so. With `size` the central square is cut out and resized to size x size (the same as resizing the shorter
+    side first, without ever building a larger picture).
+
+    Raises:
+        UserError: if it is no picture or a torn one, has more than 40 million pixels, one pixel, or sides of more than 20 : 1.
+    """
+    name = "the picture" if isinstance(source, bytes) else str(source)
+    data = source if isinstance(source, bytes) else _read(Path(source))
+    if not data:
+        raise UserError(f"{name} is empty (0 bytes)")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is stricter
+            opened = Image.open(io.BytesIO(data), formats=[f for f in FORMATS if f in _known_formats()])
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{name} has more than {MAX_PIXELS // 10**6} million pixels; scale it down first") from error
+    except Exception as error:  # foreign bytes may break a parser in any way
+        raise UserError(f"{name} is not a picture that can be read: {_guess(data)}") from error
+    width, height = opened.size
+    if width * height > MAX_PIXELS:
+        raise UserError(f"{name} has {width}x{height} pixels, more than {MAX_PIXELS // 10**6} million; scale it down first")
+    if min(width, height) < 2:
+        raise UserError(f"{name} has {width}x{height} pixels; there is nothing to see in less than 2x2")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise UserError(f"{name} has {width}x{height} pixels, longer than {MAX_ASPECT} : 1; cut out the part that matters")
+    notes: list[str] = []
+    try:
+        with opened:
+            return Picture(_decode(opened, size, notes), notes)
+    except UserError as error:
+        raise UserError(f"{name} {error}") from error.__cause__
+    except Exception as error:  # foreign bytes may break a decoder in any way
+        raise UserError(f"{name} is damaged and cannot be read ({str(error).strip() or type(error).__name__}); get it anew") from error
+
+
+def _known_formats() -> set[str]:
+    Image.init()
+    return set(Image.OPEN)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.expanduser().read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"no file {path}; check the path") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder; name one picture in it") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from error
+
+
+def _guess(data: bytes) -> str:
+    """What the bytes look like instead, and what to do."""
+    head = data[:512].lstrip().lower()
+    if data[4:8] == b"ftyp" and data[8:12] in _HEIC_BRANDS:
+        return "it is HEIC; export it as JPEG"
+    if b"<svg" in head:
+        return "it is SVG, a drawing without pixels; export it as PNG"
+    if head.startswith((b"<!doctype html", b"<html")):
+        return "it is a web page; save the picture itself"
+    if data[:4] == b"PK\x03\x04":
+        return "it is a zip archive; unpack it first"
+    if data[:4] == b"%PDF":
+        return "it is a PDF; export the page as PNG"
+    if data.startswith((b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")):
+        return "it begins like one, but is damaged; get it anew"
+    return "expected JPEG, PNG, WebP, GIF, TIFF or BMP"
+
+
+def _decode(image: Image.Image, size: int | None, notes: list[str]) -> Tensor:
+    """(3, H, W) in [0, 1]: upright, cut and resized before anything is converted, as conversions of the whole picture cost memory."""
+    if image.format in ("GIF", "WEBP", "PNG", "TIFF", "AVIF") and _has_second_frame(image):
+        notes.append("first of several frames")
+    image.load()
+    image = _upright(image, notes)
+    if image.mode.startswith(("I", "F")):
+        gray = _resize(Image.fromarray(_scale_gray(image, notes)), size)
+        return torch.from_numpy(np.array(gray)).clamp_(0, 1).expand(3, -1, -1).contiguous()
+    if image.mode == "CMYK":
+        notes.append("converted from CMYK")
+    if image.has_transparency_data:
+        layered = _resize(image.convert("RGBA"), size)
+        if layered.getchannel("A").getextrema() != (255, 255):
+            notes.append("transparent parts shown on white")
+        rgb = Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered).convert("RGB")
+    else:
+        rgb = _resize(image.convert("RGB"), size)
+    return torch.from_numpy(np.array(rgb)).permute(2, 0, 1).to(torch.float32).div_(255)
+
+
+def _resize(image: Image.Image, size: int | None) -> Image.Image:
+    """The central square as size x size; the whole picture without a size."""
+    if size is None:
+        return image
+    width, height = image.size
+    side = min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+    return image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
+
+
+def _upright(image: Image.Image, notes: list[str]) -> Image.Image:
+    try:
+        orientation = image.getexif().get(0x0112, 1)
+        upright = ImageOps.exif_transpose(image)
+    except Exception:  # torn metadata in any way; the pixels are not worse for it
+        notes.append("its EXIF data cannot be read; not turned")
+        return image
+    if orientation in range(2, 9):
+        notes.append("turned as its EXIF data say")
+    return upright
+
+
+def _has_second_frame(image: Image.Image) -> bool:
+    """Looks one frame ahead only: counting them would decode a whole film."""
+    try:
+        frames = ImageSequence.Iterator(image)
+        frames[1]
+    except (IndexError, EOFError):
+        return False
+    finally:
+        image.seek(0)
+    return True
+
+
+def _scale_gray(image: Image.Image, notes: list[str]) -> np.ndarray:
+    """Gray of 16 or 32 bits or floats -> float32 in [0, 1].
+
+    Integers up to 65535 are taken as 16-bit, floats in [0, 1] as they are; anything else is stretched from its least to its largest value.
+    """
+    values = np.asarray(image)
+    low, high = float(values.min()), float(values.max())
+    if not np.isfinite([low, high]).all():
+        raise UserError("holds NaN or infinite values; replace them first")
+    if values.dtype.kind in "iu" and low >= 0 and high <= 65535:
+        notes.append("16-bit gray scaled to [0, 1]")
+        return values.astype(np.float32) / np.float32(65535)
+    if values.dtype.kind == "f" and low >= 0 and high <= 1:
+        notes.append("floating-point gray taken as [0, 1]")
+        return values.astype(np.float32)
+    notes.append(f"gray stretched from [{low:g}, {high:g}] to [0, 1]")
+    span = high - low if high > low else 1.0
+    return ((values.astype(np.float64) - low) / span).astype(np.float32)
