@@ -1,0 +1,107 @@
+"""Writing files so that a crash, a full disk or a read-only folder never harms what was there before."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from explainode.errors import UserError
+
+
+@contextlib.contextmanager
+def told_in_one_sentence(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusal into a sentence that names the file and what to try.
+
+    Raises:
+        UserError: for any OSError inside.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise UserError(f"cannot write {path}: {reason}; free some space or name another folder (earlier files are untouched)") from error
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write `content` beside `path`, flush it to the disk, then rename: a reader sees the old file or the new one, never a part.
+
+    Raises:
+        UserError: if the folder cannot be made or written.
+    """
+    with told_in_one_sentence(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", suffix=".part", dir=path.parent)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(name, 0o666 & ~_umask())  # mkstemp's files are private; a run directory is shared as the user's umask says
+            os.replace(name, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+            raise
+        _sync_folder(path.parent)
+
+
+def append_lines(path: Path, header: str, lines: str) -> None:
+    """Append whole lines to a table, all or none, and flush them to the disk; a new table begins with `header`.
+
+    Rewriting the table at each epoch would cost the square of its length. So it only grows: a write that fails is cut off again, and what a
+    killed process left of its last line is cut off before the next one.
+
+    Raises:
+        UserError: if the folder or file cannot be written.
+    """
+    if not lines:
+        return
+    if not path.exists():
+        replace_file(path, (header + lines).encode())
+        return
+    with told_in_one_sentence(path), open(path, "r+b", buffering=0) as file:
+        end = _end_of_last_line(file.fileno())
+        file.truncate(end)
+        file.seek(end)
+        content = memoryview((lines if end else header + lines).encode())
+        try:
+            while content:
+                content = content[file.write(content) :]
+            os.fsync(file.fileno())
+        except BaseException:
+            file.truncate(end)
+            raise
+
+
+def _end_of_last_line(descriptor: int, block: int = 65536) -> int:
+    """The position behind the last newline of a file."""
+    end = os.fstat(descriptor).st_size
+    while end:
+        start = max(0, end - block)
+        found = os.pread(descriptor, end - start, start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0
+
+
+def _sync_folder(folder: Path) -> None:
+    """Flush the rename itself, where the file system can: network ones may refuse, and then the file is as safe as they make it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

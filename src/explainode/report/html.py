@@ -1,0 +1,148 @@
+"""The report: one HTML file that needs no network, no script and nothing but a run directory to be rebuilt."""
+
+from __future__ import annotations
+
+import datetime
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from explainode.errors import UserError
+from explainode.metrics.results import Results
+from explainode.report.board import make_board
+from explainode.report.comparisons import final_rows, model_names
+from explainode.report.curves import curve_figure, curve_metrics, finite_curves, repeated, trend_figure
+from explainode.report.files import replace_file
+from explainode.report.html_panels import pictures_section
+from explainode.report.html_tables import glance, metrics_section, model_tiles
+from explainode.report.markup import Markup, join, tag
+from explainode.report.run import RunDirectory
+from explainode.report.verdict import judge
+
+CURVE_FIGURES = 4
+WARNINGS_SHOWN = 12
+
+
+def write_report(path: Path | str) -> Path:
+    """Build `<path>/report.html` from what the run directory holds, and return its path.
+
+    Raises:
+        UserError: if the folder is no run directory, a file in it is damaged, or the report cannot be written.
+    """
+    run = RunDirectory(path)
+    page = render(run.read_config(), run.read_versions(), run.read_results(), run.read_class_names(), run.path.resolve().name)
+    target = run.path / "report.html"
+    replace_file(target, page.encode())
+    return target
+
+
+def render(config: dict[str, Any], versions: dict[str, Any], results: Results, class_names: list[str], run_name: str) -> str:
+    """The page as text: verdict, warnings, numbers, curves, pictures, trend, and how the run came about."""
+    verdict = judge(results)
+    title = str(config.get("name") or run_name)
+    pictures, missing = _pictures(results, class_names)
+    warnings = [*verdict.cautions, *missing, *results.warnings]
+    sections = [
+        ("verdict", "Verdict", join(_verdict(verdict.models, verdict.controls), model_tiles(results), glance(results, verdict))),
+        ("warnings", "Warnings", _warnings(warnings)),
+        ("numbers", "Numbers", metrics_section(results, verdict)),
+        ("curves", "Curves", _curves(results)),
+        ("pictures", "Pictures", pictures),
+        ("trend", "Over the epochs", _figure(trend_figure(results), _trend_caption(results))),
+        ("run", "The run", _run(config, versions)),
+    ]
+    shown = [section for section in sections if section[2]]
+    links = tag("nav", [tag("a", name, href=f"#{key}") for key, name, _ in shown], aria_label="Sections")
+    facts = _facts(results, versions, run_name)
+    header = tag("header", tag("p", "explainode report", class_="brand"), tag("h1", title), tag("p", facts, class_="facts"), class_="page")
+    main = tag("main", [tag("section", tag("h2", name), content, id=key) for key, name, content in shown])
+    foot = "This file loads nothing. Beside it: metrics.csv and per_image.csv with every number, explanations/ with the raw maps."
+    style = Markup(files("explainode.report").joinpath("report.css").read_text(encoding="utf-8"))
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="color-scheme", content="light dark"),
+        tag("meta", http_equiv="Content-Security-Policy", content="default-src 'none'; img-src data:; style-src 'unsafe-inline'"),
+        tag("title", f"{title} · explainode"),
+        tag("style", style),
+    )
+    return f"<!doctype html>\n{tag('html', head, tag('body', header, links, main, tag('footer', foot)), lang='en')}\n"
+
+
+def _facts(results: Results, versions: dict[str, Any], run_name: str) -> str:
+    rows = final_rows(results).values()
+    explainers, metrics = {row.explainer for row in rows if row.explainer}, {row.metric.split(".")[0] for row in rows if row.explainer}
+    when = str(versions.get("time") or datetime.datetime.now().astimezone().isoformat(timespec="minutes")).replace("T", " ")[:16]
+    counts = ((len(model_names(results)), "model"), (len(explainers), "explainer"), (len(metrics), "metric"))
+    return " · ".join([run_name, when, *(f"{n} {word}{'s' * (n != 1)}" for n, word in counts)])
+
+
+def _verdict(models: list[str], controls: list[str]) -> Markup:
+    if not models:
+        models, controls = controls[:1], controls[1:]
+    lead = [tag("p", _quiet_proof(sentence), class_="lead") for sentence in models]
+    rest = [tag("li", sentence) for sentence in controls]
+    title = tag("h3", "Which explanation to trust") if rest else ""
+    return join(lead, title, tag("ul", rest, class_="controls") if rest else "")
+
+
+def _quiet_proof(sentence: str) -> Markup:
+    """The sentence with its bracket of interval, p-value and n set smaller than what it proves."""
+    before, opening, rest = sentence.partition("[difference ")
+    proof, closing, after = rest.partition("]")
+    return join(before, tag("span", opening, proof, closing, class_="proof"), after) if closing else join(sentence)
+
+
+def _warnings(warnings: list[str]) -> Markup:
+    sentences = list(dict.fromkeys(warnings))
+    if not sentences:
+        return tag("p", "None.", class_="note")
+    items = [tag("li", sentence) for sentence in sentences]
+    rest = items[WARNINGS_SHOWN:]
+    more = tag("details", tag("summary", f"{len(rest)} more"), tag("ul", rest, class_="warnings")) if rest else ""
+    return join(tag("ul", items[:WARNINGS_SHOWN], class_="warnings"), more)
+
+
+def _curves(results: Results) -> Markup:
+    curves = finite_curves(results)
+    figures = [
+        join(tag("h3", metric), _figure(curve_figure(curves, metric, direction), ""))
+        for metric, direction in list(curve_metrics(results).items())[:CURVE_FIGURES]
+    ]
+    note = tag("p", "Mean over images; the band is its 95 % interval.", class_="note")
+    return join(note, figures) if figures else Markup("")
+
+
+def _figure(svg: str, caption: str) -> Markup:
+    """A figure around SVG that matplotlib made."""
+    if not svg:
+        return Markup("")
+    return tag("figure", tag("div", Markup(svg), class_="scroll"), tag("figcaption", caption) if caption else "", class_="plot")
+
+
+def _trend_caption(results: Results) -> str:
+    return f"Mean and 95 % interval after each epoch, {next((row.split for row in repeated(results.rows)), '')} split."
+
+
+def _pictures(results: Results, class_names: list[str]) -> tuple[Markup, list[str]]:
+    """The pictures, or the sentence that says why there are none."""
+    if not results.maps:
+        return Markup(""), []
+    try:
+        board = make_board(results.maps)
+    except UserError as error:
+        return Markup(""), [f"No pictures are shown: {error}"]
+    return pictures_section(results, board, class_names), []
+
+
+def _run(config: dict[str, Any], versions: dict[str, Any]) -> Markup:
+    """How the run came about, so that it can be repeated."""
+    command = versions.get("command")
+    first = join(tag("h3", "Command"), tag("pre", tag("code", command))) if command else ""
+    facts = [tag("div", tag("dt", key), tag("dd", value)) for key, value in versions.items() if key != "command"]
+    content = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=110)
+    folded = tag("details", tag("summary", "Configuration"), tag("pre", tag("code", content)))
+    return join(first, tag("dl", facts, class_="versions") if facts else "", folded)

@@ -1,0 +1,216 @@
+"""Verdicts on constructed cases: clear differences, ties, unequal accuracy, unlike protocols, controls."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from explainode.metrics.results import Results, Row
+from explainode.report.comparisons import compare_controls, compare_headline, compare_models, headline_metric
+from explainode.report.verdict import judge, verdict
+
+Values = dict[int, float]
+
+
+def _add(
+    results: Results, model: str, explainer: str, metric: str, values: np.ndarray, better: bool | None = False, **changes: object
+) -> None:
+    n = len(values)
+    mean = float(np.nanmean(values))
+    row = Row(1, "test", model, explainer, metric, mean, mean - 0.01, mean + 0.01, n, 0, 0.0, better, f"{metric}[x]")
+    results.rows.append(replace(row, **changes))  # type: ignore[arg-type]
+    results.per_image[model, explainer, metric] = dict(enumerate(values.tolist()))
+
+
+def _two(shift: float, n: int = 64, accuracy: tuple[float, float] = (0.98, 0.98), explainers: tuple[str, ...] = ("ig",)) -> Results:
+    """Two models whose sensitivities differ by `shift`, with accuracies of our choice."""
+    rng = np.random.default_rng(1)
+    results = Results()
+    base = rng.normal(0.6, 0.1, n)
+    for model, moved, share in (("resnet", 0.0, accuracy[0]), ("sde", shift, accuracy[1])):
+        _add(results, model, "", "accuracy", (np.arange(n) < round(share * n)).astype(float), True)
+        for explainer in explainers:
+            _add(results, model, explainer, "max_sensitivity", base + moved + rng.normal(0, 0.01, n) * (moved != 0))
+    return results
+
+
+def test_a_clear_difference_is_said_with_its_proof() -> None:
+    text = verdict(_two(-0.13))
+    assert text.startswith("sde: better max_sensitivity than resnet, 0.4")
+    assert "95 % interval −0.13" in text
+    assert "p < 0.0001, n = 64]" in text  # 1 of 10,001: no sign pattern drawn is as extreme
+    assert "accuracy 98.4 % vs 98.4 %" in text
+    assert text.endswith("of 1 paired comparison 1 better (Holm).")
+    assert "Caution" not in text
+
+
+def test_the_other_way_round_it_is_worse() -> None:
+    text = verdict(_two(+0.13))
+    assert text.startswith("sde: worse max_sensitivity than resnet, ")
+    assert "1 worse (Holm)" in text
+
+
+def test_higher_is_better_turns_the_words() -> None:
+    results = _two(+0.13)
+    results.rows = [replace(row, higher_is_better=True) if row.explainer else row for row in results.rows]
+    assert verdict(results).startswith("sde: better max_sensitivity")
+
+
+def test_a_tie_is_no_difference() -> None:
+    text = verdict(_two(0.0))
+    assert text.startswith("sde: no difference from resnet beyond chance in max_sensitivity, ")
+    assert "[difference 0" in text
+    assert "p = 1.00" in text
+    assert "the one paired comparison shows no difference beyond chance" in text
+
+
+def test_noise_alone_is_no_difference() -> None:
+    rng = np.random.default_rng(0)
+    results = Results()
+    for model in ("resnet", "sde"):
+        for explainer in ("a", "b", "c"):
+            _add(results, model, explainer, "deletion", rng.normal(0.3, 0.1, 64))
+    text = verdict(results)
+    assert "no difference from resnet beyond chance in deletion (mean of 3 explainers)" in text
+    assert "none of 3 paired comparisons shows a difference beyond chance (Holm)" in text
+
+
+def test_unequal_accuracy_is_warned_of() -> None:
+    cautions = judge(_two(-0.13, accuracy=(0.98, 0.80))).cautions
+    assert len(cautions) == 1
+    assert "differ by 18.8 points; a weaker net, here sde, can be less sensitive for the wrong reason" in cautions[0]
+    assert "here resnet" in judge(_two(-0.13, accuracy=(0.80, 0.98))).cautions[0]
+    assert "not beyond chance on these 64 images" in judge(_two(-0.13, accuracy=(0.98, 0.95))).cautions[0]
+    assert judge(_two(-0.13, accuracy=(0.98, 0.97))).cautions == []
+
+
+def test_few_images_are_warned_of() -> None:
+    assert "Only 12 images were measured" in judge(_two(-0.13, n=12)).cautions[0]
+    found = judge(_two(-0.13, n=5))
+    assert "no paired test can reach p < 0.05" in found.cautions[-1]
+    assert found.comparisons[0].outcome == "undecided", "2 of 2^5 sign patterns are as extreme: p = 0.0625"
+
+
+def test_unlike_protocols_are_not_compared() -> None:
+    results = _two(-0.13)
+    results.rows[-1] = replace(results.rows[-1], protocol="max_sensitivity[other]")
+    found = judge(results)
+    assert found.comparisons == []
+    assert "followed different protocols and are not compared" in found.cautions[0]
+    assert "no paired comparison was possible" in found.models[0]
+
+
+def test_unlike_epochs_and_images_are_warned_of() -> None:
+    results = _two(-0.13)
+    results.rows = [replace(row, epoch=3) if row.model == "sde" else row for row in results.rows]
+    key = ("sde", "ig", "max_sensitivity")
+    results.per_image[key] = {k: v for k, v in results.per_image[key].items() if k < 40}
+    cautions = judge(results).cautions
+    assert any("sde was measured after epoch 3, resnet after epoch 1" in c for c in cautions)
+    assert any("share only 40 of 64 images" in c for c in cautions)
+    assert "n = 40]" in verdict(results)
+
+
+def test_holm_counts_within_the_headlines_only() -> None:
+    """A family of 20 true nothings beside one difference: neutral facts, sub-results, costs and controls are no part of the family."""
+    rng = np.random.default_rng(3)
+    results = _two(-0.01, explainers=("ig",))
+    alone = compare_models(results)[0]
+    for model in ("resnet", "sde"):
+        for i in range(5):
+            _add(results, model, "ig", f"other.part{i}", rng.normal(size=64))
+            _add(results, model, "ig", f"neutral{i}", rng.normal(size=64), None)
+            _add(results, model, "random_map", f"deletion{i}", rng.normal(size=64))
+        _add(results, model, "ig", "cost", rng.normal(size=64))
+    found = {c.metric: c for c in compare_models(results)}
+    assert found["max_sensitivity"].adjusted == pytest.approx(alone.p)
+    assert "neutral0" not in found
+    assert found["other.part0"].adjusted >= found["other.part0"].p
+    assert all(c.explainer == "ig" for c in found.values())
+
+
+def test_the_headline_is_chosen_by_name_and_pooled_over_explainers() -> None:
+    results = Results()
+    for model, shift in (("resnet", 0.0), ("sde", 1.0)):
+        _add(results, model, "ig", "insertion", np.arange(30) + shift, True)
+        _add(results, model, "ig", "max_sensitivity", np.arange(30) + 2 * shift)
+        _add(results, model, "saliency", "max_sensitivity", np.arange(30) + 4 * shift)
+        _add(results, model, "random_map", "max_sensitivity", np.arange(30) * 100 * shift)
+    assert headline_metric(results) == "max_sensitivity"
+    found = compare_headline(results, "sde", "resnet", "max_sensitivity")
+    assert found is not None
+    assert found[1] == 2
+    assert found[0].difference == pytest.approx(3.0)
+    assert found[0].reference_value == pytest.approx(14.5)
+
+
+def test_nan_images_are_left_out() -> None:
+    results = _two(-0.13)
+    results.per_image["sde", "ig", "max_sensitivity"][0] = float("nan")
+    found = compare_models(results)[0]
+    assert found.n == 63
+    assert np.isfinite(found.subject_value)
+
+
+def _controls(**shift: float) -> Results:
+    rng = np.random.default_rng(5)
+    results = Results()
+    base = rng.normal(0.4, 0.1, 40)
+    for explainer, moved in shift.items():
+        _add(results, "resnet", explainer, "deletion", base + moved + rng.normal(0, 0.02, 40))
+    return results
+
+
+def test_explainers_must_beat_every_control() -> None:
+    results = _controls(ig=-0.2, saliency=-0.05, gradcam=0.0, random_map=0.0, edge_map=-0.1)
+    text = verdict(results)
+    told = r"ig 0\.\d+ beats every control \(best: edge_map 0\.\d+\); saliency and gradcam do not\."
+    assert re.fullmatch(r"resnet, deletion \(lower is better, n = 40\): " + told, text)
+    outcomes = {(c.subject, c.reference): c.outcome for c in compare_controls(results, "resnet")}
+    assert outcomes["saliency", "random_map"] == "better"
+    assert outcomes["saliency", "edge_map"] == "worse"
+    assert outcomes["gradcam", "random_map"] == "undecided"
+
+
+def test_explainers_that_beat_nothing_are_told_so() -> None:
+    text = verdict(_controls(ig=0.0, random_map=0.0))
+    assert "no explainer beats the control (best: random_map 0." in text
+    assert "say no more about the network than a map that does not know it" in text
+
+
+def test_sensitivity_is_no_contest_with_controls() -> None:
+    """A constant map is never sensitive: controls are beaten on faithfulness or not at all."""
+    results = Results()
+    _add(results, "resnet", "ig", "max_sensitivity", np.ones(30))
+    _add(results, "resnet", "centre_prior", "max_sensitivity", np.zeros(30))
+    assert compare_controls(results, "resnet") == []
+
+
+def test_one_model_without_controls_makes_no_claim() -> None:
+    text = verdict(_controls(ig=-0.1, saliency=0.1))
+    assert text.startswith("resnet: ig has the best deletion, 0.")
+    assert "nobody can say whether that is good" in text
+
+
+def test_sensitivities_that_are_noise_are_told() -> None:
+    results = _two(-0.1)
+    for model, floor in (("resnet", 0.1), ("sde", 0.9)):
+        _add(results, model, "ig", "max_sensitivity.fresh", np.ones(64))
+        _add(results, model, "ig", "max_sensitivity.floor", np.full(64, floor), None)
+    cautions = judge(results).cautions
+    assert cautions == ["max_sensitivity.fresh of ig on sde is mostly noise: 0.900 of 1.00 remain at radius 0."]
+
+
+def test_three_models_are_each_compared_with_the_first() -> None:
+    results = _two(-0.13)
+    rng = np.random.default_rng(9)
+    _add(results, "third", "ig", "max_sensitivity", rng.normal(0.6, 0.1, 64))
+    assert [sentence.split(":")[0] for sentence in judge(results).models] == ["sde", "third"]
+    assert {c.reference for c in compare_models(results)} == {"resnet"}
+
+
+def test_nothing_measured_is_said() -> None:
+    assert verdict(Results()) == "Nothing was measured yet."
