@@ -1,0 +1,1 @@
+"""What happens beside the training step: explanations, checkpoints of random state, interruption, progress, loggers."""

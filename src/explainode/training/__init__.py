@@ -1,0 +1,1 @@
+"""Lightning modules, and checkpoints that survive what happens to files."""

@@ -1,0 +1,23 @@
+"""What differs between ranks and must travel in one checkpoint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.distributed as dist
+
+
+def gather_ranks(mine: Any) -> list[Any]:
+    """Every rank's object, in order of ranks; a collective call where there are several."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return [mine]
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, mine)
+    return everyone
+
+
+def of_rank(everyone: list[Any]) -> Any | None:
+    """This rank's object out of what `gather_ranks` gathered; None if the checkpoint was written by another number of ranks."""
+    parallel = dist.is_available() and dist.is_initialized()
+    rank, size = (dist.get_rank(), dist.get_world_size()) if parallel else (0, 1)
+    return everyone[rank] if len(everyone) == size else None

@@ -1,0 +1,77 @@
+"""A network of a few hundred weights on a few pictures: a fit takes a fraction of a second."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
+
+from explainode.data.shapes import ShapesData
+from explainode.training.checkpoint import AtomicCheckpointIO
+from explainode.training.classifier import Classifier
+
+
+@pytest.fixture
+def data():
+    def make(train_size=48, **settings):
+        return ShapesData(**{"train_size": train_size, "val_size": 16, "test_size": 16, "size": 16, "batch_size": 8, **settings})
+
+    return make
+
+
+@pytest.fixture
+def network():
+    """Batch norm and dropout inside: running statistics and random numbers have to survive a resume."""
+
+    def make(seed=0):
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.Dropout(0.2),
+            nn.AdaptiveAvgPool2d(2),
+            nn.Flatten(),
+            nn.Linear(32, 8),
+        )
+
+    return make
+
+
+@pytest.fixture
+def classifier(network):
+    def make(seed=0, **settings):
+        return Classifier(**{"network": network(seed), "optimizer": partial(torch.optim.Adam, lr=1e-2), "num_classes": 8, **settings})
+
+    return make
+
+
+@pytest.fixture
+def trainer():
+    def make(folder: Path, callbacks=(), max_epochs=2, checkpoint=True, **settings):
+        every = [ModelCheckpoint(folder / "checkpoints", "epoch{epoch:03d}", save_last=True, auto_insert_metric_name=False,
+                                 save_on_train_epoch_end=True, enable_version_counter=False)]  # fmt: skip
+        return Trainer(
+            **{
+                "accelerator": "cpu",
+                "devices": 1,
+                "max_epochs": max_epochs,
+                "callbacks": [*callbacks, *(every if checkpoint else [])],
+                "enable_checkpointing": checkpoint,
+                "logger": False,
+                "enable_progress_bar": False,
+                "enable_model_summary": False,
+                "use_distributed_sampler": False,
+                "num_sanity_val_steps": 0,
+                "default_root_dir": folder,
+                "plugins": [AtomicCheckpointIO()],
+                **settings,
+            }
+        )
+
+    return make
