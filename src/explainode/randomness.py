@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from hashlib import blake2b
 
 import torch
@@ -37,15 +36,27 @@ def _mix_int(z: int) -> int:
     return z ^ (z >> 31)
 
 
+def _constant(word: int) -> Tensor:
+    """An int64 scalar as a tensor: torch takes microseconds to wrap a Python number, again at each of the eleven operations of a hash."""
+    return torch.tensor(_signed(word), dtype=torch.int64, device="cpu")
+
+
+# (shift, the bits that a logical shift leaves, factor)
+_ROUNDS = [
+    (_constant(shift), _constant((1 << (64 - shift)) - 1), None if factor is None else _constant(factor))
+    for shift, factor in ((30, _MIX_1), (27, _MIX_2), (31, None))
+]
+
+
 def _mix_(z: Tensor, shifted: Tensor | None = None) -> Tensor:
     """splitmix64's finalizer, in place on int64 (shifts are masked: int64 shifts carry the sign); `shifted` is scratch space like z."""
     shifted = torch.empty_like(z) if shifted is None else shifted
-    for shift, factor in ((30, _MIX_1), (27, _MIX_2), (31, None)):
+    for shift, kept, factor in _ROUNDS:
         torch.bitwise_right_shift(z, shift, out=shifted)
-        shifted.bitwise_and_((1 << (64 - shift)) - 1)
+        shifted.bitwise_and_(kept)
         z.bitwise_xor_(shifted)
         if factor is not None:
-            z.mul_(_signed(factor))
+            z.mul_(factor)
     return z
 
 
@@ -75,38 +86,49 @@ def _steps(count: int, device: torch.device) -> Tensor:
     return torch.arange(1, count + 1, device=device, dtype=torch.int64).mul_(_signed(GOLDEN))
 
 
-@lru_cache(maxsize=8)
+_normal_tables: dict[torch.device, Tensor] = {}  # a dictionary: torch.compile would trace through an lru_cache, and build the table anew
+
+
 def _normal_table(device: torch.device) -> Tensor:
     """(65536,) float32 quantiles of the normal at (i + 1/2) / 65536, scaled to unit variance."""
-    size = 1 << 16
-    p = (torch.arange(size, dtype=torch.float64) + 0.5) / size
-    quantiles = math.sqrt(2.0) * torch.erfinv(2.0 * p - 1.0)
-    return (quantiles / quantiles.square().mean().sqrt()).to(torch.float32).to(device)
+    if device not in _normal_tables:
+        size = 1 << 16
+        p = (torch.arange(size, dtype=torch.float64, device="cpu") + 0.5) / size
+        quantiles = math.sqrt(2.0) * torch.erfinv(2.0 * p - 1.0)
+        _normal_tables[device] = (quantiles / quantiles.square().mean().sqrt()).to(torch.float32).to(device)
+    return _normal_tables[device]
+
+
+def _hashes(keys: Tensor, width: int) -> Iterator[tuple[slice, Tensor]]:
+    """Rows b of a (B, width) int64 tensor of hashes, row b from `keys[b]` alone, some at a time in one buffer that may be overwritten."""
+    batch = keys.shape[0]
+    rows = max(1, min(batch, (_BLOCK if keys.device.type == "cpu" else 64 * _BLOCK) // max(width, 1)))
+    steps = _steps(width, keys.device)
+    words = torch.empty(rows, width, device=keys.device, dtype=torch.int64)
+    scratch = torch.empty_like(words)
+    for top in range(0, batch, rows):
+        part = slice(0, min(rows, batch - top))
+        torch.add(keys[top : top + rows, None], steps, out=words[part])
+        yield slice(top, top + rows), _mix_(words[part], scratch[part])
 
 
 def normal(keys: Tensor, numel: int) -> Tensor:
     """(B, numel) float32 standard normals, row b drawn from `keys[b]` alone."""
     table = _normal_table(keys.device)
-    batch, width = keys.shape[0], -(-numel // 4)  # one hash serves four values
-    out = torch.empty(batch, width * 4, device=keys.device, dtype=torch.float32)
-    rows = max(1, min(batch, (_BLOCK if keys.device.type == "cpu" else 64 * _BLOCK) // max(width, 1)))
-    steps = _steps(width, keys.device)
-    words = torch.empty(rows, width, device=keys.device, dtype=torch.int64)
-    index = torch.empty(rows, width * 4, device=keys.device, dtype=torch.int32)
-    scratch = torch.empty_like(words)
-    for top in range(0, batch, rows):
-        part = min(rows, batch - top)
-        torch.add(keys[top : top + part, None], steps, out=words[:part])
-        _mix_(words[:part], scratch[:part])
-        index[:part].copy_(words[:part].view(torch.uint16))
-        torch.index_select(table, 0, index[:part].view(-1), out=out[top : top + part].view(-1))
+    width = -(-numel // 4)  # one hash serves four values
+    out = torch.empty(keys.shape[0], width * 4, device=keys.device, dtype=torch.float32)
+    for rows, words in _hashes(keys, width):
+        index = words.view(torch.uint16).to(torch.int32)
+        torch.index_select(table, 0, index.view(-1), out=out[rows].view(-1))
     return out[:, :numel]
 
 
 def uniform(keys: Tensor, numel: int) -> Tensor:
     """(B, numel) float32 in [0, 1), row b drawn from `keys[b]` alone (24 random bits each)."""
-    words = _mix_(keys[:, None] + _steps(numel, keys.device))
-    return torch.bitwise_right_shift(words, 40).bitwise_and_((1 << 24) - 1).to(torch.float32).mul_(2.0**-24)
+    out = torch.empty(keys.shape[0], numel, device=keys.device, dtype=torch.float32)
+    for rows, words in _hashes(keys, numel):
+        out[rows] = words.bitwise_right_shift_(40).bitwise_and_((1 << 24) - 1)
+    return out.mul_(2.0**-24)
 
 
 def permutation(n: int, *parts: int | str) -> Tensor:
@@ -153,7 +175,7 @@ class NoiseScope:
         """(B,) int64 keys for a batch of this scope under further key `parts`.
 
         Raises:
-            RuntimeError: if the batch has another number of rows than the scope (expanded batches say whose rows they are with `noise_rows`).
+            RuntimeError: if the batch has another number of rows than the scope (expanded batches name theirs with `noise_rows`).
         """
         if batch != len(self.sample_ids):
             raise RuntimeError(

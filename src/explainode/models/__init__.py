@@ -1,0 +1,1 @@
+"""Networks from pixels in [0, 1] to logits: residual networks, their noise-injected twins, and other people's."""
