@@ -11,9 +11,9 @@ class UserError(ValueError):
 
 
 def nearest(name: str, candidates: Iterable[str], count: int = 3) -> str:
-    """The candidates closest to `name`, as text for an error message ('a, b, c'); all of them if none is close and they are few."""
+    """The candidates closest to `name`, as text for an error message ('a, b, c'); where there are few, all of them, closest first."""
     known = sorted(set(candidates))
     close = difflib.get_close_matches(name, known, n=count, cutoff=0.5)
-    if not close and len(known) <= 8:
-        close = known
+    if len(known) <= 8:
+        close += [other for other in known if other not in close]
     return ", ".join(close) if close else "nothing similar"

@@ -47,7 +47,7 @@ class Maps:
     """The raw maps of one model and explainer on the panel images.
 
     Attributes:
-        image: (N, H, W, 3) uint8; attribution: (N, C or 1, h, w) float16; mask: (N, H, W) int8 or None.
+        image: (N, H, W, 3) uint8; attribution: (N, C or 1, h, w) float32 (stored as float16 with a scale); mask: (N, H, W) int8 or None.
         sample_id, label, target: (N,) int64; probability: (N,) of the target.
     """
 

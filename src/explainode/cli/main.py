@@ -1,0 +1,106 @@
+"""The console script: finds the verb, runs it, and turns what goes wrong into one sentence and an exit status.
+
+0 good, 1 ours, 2 the user's, 130 interrupted. A traceback is shown only with `--debug`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+from explainode.cli.quiet import quiet_libraries
+from explainode.errors import UserError, nearest
+
+VERBS = {
+    "demo": "train a small ResNet and its noise-injected twin on embedded data, explain both, write a report",
+    "train": "train one network or several variants, explaining them while they learn",
+    "evaluate": "explain and measure a trained network",
+    "compare": "compare runs image by image, with paired tests",
+    "explain": "explain one or several pictures",
+    "list": "list models, data, explainers, metrics and experiments",
+    "doctor": "show versions, device, disk and logging",
+    "completion": "print the tab completion for your shell",
+}
+
+
+def usage() -> str:
+    """The text of `explainode --help`."""
+    rows = "\n".join(f"  {verb:<11} {text}" for verb, text in VERBS.items())
+    return (
+        "explainode: train networks whose explanations can be trusted, and prove it\n\n"
+        f"usage: explainode VERB [settings]\n\n{rows}\n\n"
+        "Settings are Hydra overrides (key=value); `explainode VERB --help` shows them.\n"
+        "--config-dir FOLDER adds entries of your own; --debug shows tracebacks, --version the version."
+    )
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one verb; raises what the verb raises."""
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if arguments[0] == "--version":
+        from explainode import __version__
+
+        print(__version__)
+        return 0
+    verb, rest = arguments[0], list(arguments[1:])
+    if verb not in VERBS:
+        raise UserError(f"no verb named {verb!r}; the nearest are {nearest(verb, VERBS)} (explainode --help lists them)")
+    status = import_module(f"explainode.cli.{verb}").run(rest)
+    return int(status or 0)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The entry point: exit status instead of exceptions."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra would print and exit by itself; the sentence is ours
+    if not debug:
+        quiet_libraries()
+    try:
+        return run(_with_config_folders(words))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of a pipe left (explainode list | head)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if debug:
+            raise
+        user = _user_error(error)
+        if user is not None:
+            print(f"explainode: {user}", file=sys.stderr)
+            return 2
+        print(f"explainode: {type(error).__name__}: {error} (a fault of ours; --debug shows where)", file=sys.stderr)
+        return 1
+
+
+def _with_config_folders(words: list[str]) -> list[str]:
+    """The words without `--config-dir FOLDER`; what the folder's entries name is imported from the working directory."""
+    words = [part for word in words for part in (word.split("=", 1) if word.startswith("--config-dir=") else [word])]
+    while "--config-dir" in words:
+        from explainode.cli.registry import add_config_folder
+
+        at = words.index("--config-dir")
+        if at + 1 == len(words):
+            raise UserError("--config-dir needs a folder: --config-dir my_conf")
+        add_config_folder(Path(words[at + 1]))
+        if os.getcwd() not in sys.path:
+            sys.path.insert(0, os.getcwd())
+        del words[at : at + 2]
+    return words
+
+
+def _user_error(error: BaseException | None) -> UserError | None:
+    """The user error behind an exception, also where a library wrapped it."""
+    while error is not None:
+        if isinstance(error, UserError):
+            return error
+        error = error.__cause__
+    return None

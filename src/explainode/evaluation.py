@@ -1,0 +1,387 @@
+"""The one loop that the callback, the command line and Python share: `explain()` makes a record, `evaluate()` measures records.
+
+Everything goes through the guard, in chunks, with noise that belongs to the images: the same result for any chunk, batch, order or rank.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+import time
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from explainode.attribution import Explanation
+from explainode.data.batch import Batch
+from explainode.errors import UserError
+from explainode.explainers.base import Explainer, count_passes, guard, pass_limit, predict, resolve_target
+from explainode.metrics.base import ExplanationMetric, full_name
+from explainode.metrics.results import Maps, Results, Row
+from explainode.metrics.statistics import bootstrap_interval
+from explainode.randomness import noise_scope
+
+Target = Tensor | int | Sequence[int] | Callable[[Tensor], Tensor] | None
+Progress = Callable[[str, int, int], None]
+
+_PIXELS_PER_PASS = 16 * 224 * 224  # of a chunk chosen by us: 16 pictures of 224x224, about 2 GiB of ResNet-18's activations
+
+
+def noise_draws(noise: str) -> int:
+    """How many noise paths a mode averages over: 0 for "off", 1 for "path", k for "mean:k".
+
+    Raises:
+        UserError: for any other word.
+    """
+    if noise == "off":
+        return 0
+    if noise == "path":
+        return 1
+    match = re.fullmatch(r"mean:([1-9]\d*)", noise)
+    if match is None:
+        raise UserError(f"noise must be 'off', 'path' or 'mean:k' with k >= 1, got {noise!r}")
+    return int(match[1])
+
+
+def automatic_chunk_size(x: Tensor) -> int:
+    """Rows per pass for pictures of x's size: about the memory of sixteen 224x224 pictures, between 1 and 256."""
+    return max(1, min(256, _PIXELS_PER_PASS // (x.shape[-1] * x.shape[-2])))
+
+
+@dataclass
+class _Session:
+    """Runs one network, and one explainer on it, for rows of one batch: in chunks, under the guard, with the batch's own noise."""
+
+    explainer: Explainer
+    model: nn.Module
+    noise: str
+    seed: int
+    sample_ids: Tensor
+    limit: int
+    target: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+
+    def _over_rows(self, compute: Callable[[Tensor, Tensor], Tensor], x: Tensor, rows: Tensor | None, draw: int | None) -> Tensor:
+        """`compute(x chunk, rows chunk)` over all rows, averaged over the noise draws; the chunk halves when memory runs out."""
+        rows = torch.arange(len(x), device=x.device) if rows is None else rows.to(x.device)
+        paths = noise_draws(self.noise)
+        base = (draw or 0) * max(1, paths)
+        total: Tensor | None = None
+        for path in range(max(1, paths)):
+            parts = []
+            first = 0
+            while first < len(x):
+                chunk = slice(first, first + self.limit)
+                ids = self.sample_ids[rows[chunk].to(self.sample_ids.device)]
+                try:
+                    with pass_limit(self.limit), noise_scope(ids, self.seed, base + path, active=paths > 0):
+                        parts.append(compute(x[chunk], rows[chunk]))
+                except torch.OutOfMemoryError:
+                    if self.limit == 1:
+                        raise
+                    self.limit = max(1, self.limit // 2)
+                    torch.cuda.empty_cache()
+                    continue
+                first += len(x[chunk])
+            values = torch.cat(parts)
+            total = values if total is None else total + values
+        assert total is not None
+        return total / paths if paths > 1 else total
+
+    def forward(self, x: Tensor, rows: Tensor | None = None, draw: int | None = None) -> Tensor:
+        """(R, K) logits of x (R, C, H, W); row i is a copy of the batch's image `rows[i]`."""
+        with guard(self.model) as network:
+            return self._over_rows(lambda part, _: predict(network, part), x, rows, draw)
+
+    def explain(self, x: Tensor, rows: Tensor | None = None, draw: int | None = None) -> Tensor:
+        """Attributions of x (R, C, H, W) for the batch's targets; `draw` asks for another noise path."""
+        return self._over_rows(lambda part, row: self.explainer(self.model, part, self.target[row]), x, rows, draw)
+
+    def expected_sum(self, x: Tensor) -> Tensor | None:
+        """(B,) what the attributions of x must add up to, or None where the method defines no sum."""
+        if type(self.explainer).expected_sum is Explainer.expected_sum:
+            return None
+        defined = True
+
+        def compute(part: Tensor, rows: Tensor) -> Tensor:
+            nonlocal defined
+            total = self.explainer.expected_sum(network, part, self.target[rows])
+            defined = total is not None
+            return part.new_zeros(len(part)) if total is None else total
+
+        with guard(self.model) as network:
+            sums = self._over_rows(compute, x, None, None)
+        return sums if defined else None
+
+
+def explain(
+    explainer: Explainer,
+    model: nn.Module,
+    x: Tensor,
+    target: Target = None,
+    *,
+    noise: str = "off",
+    seed: int = 0,
+    sample_ids: Tensor | None = None,
+    chunk_size: int | str = "auto",
+    label: Tensor | None = None,
+    mask: Tensor | None = None,
+    boxes: list[Tensor] | None = None,
+    shared: dict[Hashable, Any] | None = None,
+) -> Explanation:
+    """Explain a batch and record all that was computed on the way.
+
+    Args:
+        x: (B, C, H, W) pixels in [0, 1].
+        target: (B,) classes, one class, a callable `logits -> (B,)`, or None for the predicted class.
+        noise: "off", "path" (one noise path, shared by all path points, perturbed copies and chunks of an image) or "mean:k".
+        sample_ids: (B,) keys of the images' noise; 0..B-1 by default.
+        chunk_size: rows sent through the network at once, or "auto"; halved when memory runs out. The result does not depend on it.
+        shared: store for what all explainers of this model and batch have in common.
+
+    Raises:
+        UserError: for a batch of another shape, a target out of range, an unknown noise mode.
+    """
+    if x.dim() != 4 or not x.is_floating_point():
+        raise UserError(f"images must be a float tensor of shape (B, C, H, W), got {x.dtype} of shape {tuple(x.shape)}")
+    if (isinstance(chunk_size, str) and chunk_size != "auto") or (isinstance(chunk_size, int) and chunk_size < 1):
+        raise UserError(f"chunk_size must be 'auto' or a positive number of rows, got {chunk_size!r}")
+    noise_draws(noise)
+    x = x.detach()
+    ids = torch.arange(len(x)) if sample_ids is None else sample_ids
+    if len(ids) != len(x):
+        raise UserError(f"sample_ids must have shape ({len(x)},), got {tuple(ids.shape)}")
+    limit = automatic_chunk_size(x) if isinstance(chunk_size, str) else chunk_size
+    session = _Session(explainer, model, noise, seed, ids, limit)
+    shared = {} if shared is None else shared
+
+    key = ("logits", noise, seed)
+    if key not in shared:
+        shared[key] = session.forward(x)
+    logits: Tensor = shared[key]
+    session.target = resolve_target(target, logits).to(x.device)
+
+    start = time.perf_counter()
+    with count_passes() as passes:
+        attribution = session.explain(x)
+    if x.is_cuda:
+        torch.cuda.synchronize(x.device)
+    seconds = time.perf_counter() - start
+    expected = session.expected_sum(x)
+    return Explanation(
+        x=x,
+        target=session.target,
+        attribution=attribution,
+        logits=logits,
+        score=logits.gather(1, session.target[:, None])[:, 0],
+        completeness_error=None if expected is None else attribution.flatten(1).sum(1) - expected,
+        forwards=passes.forwards,
+        backwards=passes.backwards,
+        noise=noise,
+        seed=seed,
+        stochastic=noise != "off" or explainer.stochastic,
+        sample_ids=ids,
+        label=label,
+        mask=mask,
+        boxes=boxes,
+        seconds=seconds,
+        forward=session.forward,
+        explain=session.explain,
+        model=model,
+        shared=shared,
+    )
+
+
+def _to_uint8(image: Tensor) -> np.ndarray:
+    """(B, 3, H, W) in [0, 1] -> (B, H, W, 3) uint8."""
+    return (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def to_maps(explanation: Explanation, rows: list[int], model: str, explainer: str, epoch: int) -> Maps:
+    """The panel's images of one batch, as a picture needs them."""
+    probability = explanation.logits.softmax(1).gather(1, explanation.target[:, None])[:, 0]
+    label = explanation.label if explanation.label is not None else torch.full_like(explanation.target, -1)
+    return Maps(
+        model=model,
+        explainer=explainer,
+        epoch=epoch,
+        image=_to_uint8(explanation.x[rows]),
+        attribution=explanation.attribution[rows].cpu().numpy(),
+        sample_id=explanation.sample_ids[rows].cpu().numpy(),
+        label=label[rows].cpu().numpy(),
+        target=explanation.target[rows].cpu().numpy(),
+        probability=probability[rows].cpu().numpy().astype(np.float64),
+        mask=None if explanation.mask is None else explanation.mask[rows].cpu().numpy().astype(np.int8),
+    )
+
+
+def concatenate_maps(parts: list[Maps], order: Sequence[int]) -> Maps:
+    """One record from the batches' pieces, in the panel's order."""
+    names = ("image", "attribution", "sample_id", "label", "target", "probability")
+    merged: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+    masks = [part.mask for part in parts if part.mask is not None]
+    merged["mask"] = np.concatenate(masks) if len(masks) == len(parts) else None
+    position = {int(sample): row for row, sample in enumerate(merged["sample_id"])}
+    rows = [position[sample] for sample in order if sample in position]
+    merged = {name: None if value is None else value[rows] for name, value in merged.items()}
+    return Maps(model=parts[0].model, explainer=parts[0].explainer, epoch=parts[0].epoch, **merged)
+
+
+def _gather(objects: list[Any], world_size: int) -> list[Any]:
+    """All ranks' lists, joined; the list itself in a single process."""
+    if world_size == 1 or not dist.is_initialized():
+        return objects
+    everyone: list[Any] = [None] * world_size
+    dist.all_gather_object(everyone, objects)
+    return [item for part in everyone for item in part]
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+def evaluate(
+    model: nn.Module,
+    explainers: Mapping[str, Explainer],
+    metrics: Mapping[str, ExplanationMetric],
+    batches: Iterable[Batch],
+    *,
+    n: int,
+    name: str = "model",
+    split: str = "test",
+    epoch: int = 0,
+    noise: str = "off",
+    seed: int = 0,
+    chunk_size: int | str = "auto",
+    target: Target = None,
+    panel: Sequence[int] = (),
+    world_size: int = 1,
+    total: int | None = None,
+    progress: Progress | None = None,
+) -> Results:
+    """Explain every image with every explainer and measure each explanation with every metric.
+
+    Args:
+        batches: this rank's images; an empty iterable is fine.
+        n: length of the split: sample ids lie in [0, n).
+        panel: sample ids whose maps are kept for pictures, in this order.
+        world_size: ranks that evaluate parts of the same split; tables are summed over them.
+        total: images that will come, for `progress(explainer, images done, total)`, called after each explanation of a batch.
+
+    Returns:
+        Rows with value, 95 % bootstrap interval and n; values per image; curves; the panel's maps. Every rank gets the same rows.
+
+    Raises:
+        UserError: if a metric needs masks, boxes or labels that the data does not have.
+    """
+    device = _device(model)
+    cells = {(e, m): copy.deepcopy(metric) for e in explainers for m, metric in metrics.items()}
+    for metric in cells.values():
+        metric.setup(n)
+    seconds = dict.fromkeys(cells, 0.0)
+    kept: dict[str, list[Maps]] = {e: [] for e in explainers}
+    correct: dict[int, float] = {}
+    wanted = set(panel)
+    images = 0
+    for batch in batches:
+        batch = batch.to(device)
+        _check_needs(metrics, batch)
+        images += len(batch)
+        shared: dict[Hashable, Any] = {}
+        for e, explainer in explainers.items():
+            explanation = explain(
+                explainer,
+                model,
+                batch.image,
+                target,
+                noise=noise,
+                seed=seed,
+                sample_ids=batch.sample_id,
+                chunk_size=chunk_size,
+                label=batch.label,
+                mask=batch.mask,
+                boxes=batch.boxes,
+                shared=shared,
+            )
+            for m in metrics:
+                start = time.perf_counter()
+                cells[e, m].update(explanation)
+                seconds[e, m] += time.perf_counter() - start
+            rows = [row for row, sample in enumerate(batch.sample_id.tolist()) if sample in wanted]
+            if rows:
+                kept[e].append(to_maps(explanation, rows, name, e, epoch))
+            if progress is not None:
+                progress(e, images, n if total is None else total)
+        if shared:
+            known = batch.label >= 0
+            right = (shared["logits", noise, seed].argmax(1) == batch.label)[known]
+            correct.update(zip(batch.sample_id[known].tolist(), right.double().tolist(), strict=True))
+
+    results = Results()
+    correct = dict(pair for pair in _gather(sorted(correct.items()), world_size))
+    if correct:
+        hits = [correct[sample] for sample in sorted(correct)]
+        low, high = bootstrap_interval(hits)
+        results.rows.append(
+            Row(epoch, split, name, "", "accuracy", float(np.mean(hits)), low, high, len(hits), 0, 0.0, True, "accuracy[top1]")
+        )
+        results.per_image[name, "", "accuracy"] = correct
+    for (e, m), metric in cells.items():
+        protocol = f"{metric.protocol}#{metric.protocol_hash} noise={noise} seed={seed}"
+        for found in metric.summary():
+            full = full_name(m, found.name)
+            better = metric.direction(found.name)
+            results.rows.append(
+                Row(
+                    epoch,
+                    split,
+                    name,
+                    e,
+                    full,
+                    found.value,
+                    found.low,
+                    found.high,
+                    found.n,
+                    found.excluded,
+                    seconds[e, m],
+                    better,
+                    protocol,
+                )
+            )
+            if found.excluded and found.n:  # a method without a sum has no completeness error at all: nothing to warn of
+                results.warnings.append(
+                    f"{name}, {e}, {full}: {found.excluded} of {found.n + found.excluded} images excluded (NaN or undefined)"
+                )
+        for result, values in metric.per_image().items():
+            results.per_image[name, e, full_name(m, result)] = values
+        curve = metric.curve()
+        if curve is not None:
+            results.curves[name, e, m] = curve
+    for e in explainers:
+        parts = _gather(kept[e], world_size)
+        if parts:
+            results.maps.append(concatenate_maps(parts, panel))
+    return results
+
+
+def _check_needs(metrics: Mapping[str, ExplanationMetric], batch: Batch) -> None:
+    for name, metric in metrics.items():
+        has = {"mask": batch.mask is not None, "boxes": batch.boxes is not None, "label": bool((batch.label >= 0).all())}
+        missing = sorted(need for need in metric.needs if not has[need])
+        if missing:
+            raise UserError(
+                f"the metric {name!r} needs {' and '.join(missing)}, but this data has none; "
+                f"choose data that has (data=shapes has exact masks) or leave the metric out"
+            )
+
+
+def in_batches(x: Tensor, label: Tensor | None = None, batch_size: int = 32) -> Iterator[Batch]:
+    """Images in memory (B, C, H, W) as the batches that `evaluate` reads."""
+    label = torch.full((len(x),), -1) if label is None else label
+    for first in range(0, len(x), batch_size):
+        rows = slice(first, first + batch_size)
+        yield Batch(x[rows], label[rows], torch.arange(len(x))[rows])

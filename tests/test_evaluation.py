@@ -1,0 +1,241 @@
+"""The one loop: records are complete and independent of chunks and batches; tables say what the images say."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from explainode.data.batch import Batch
+from explainode.errors import UserError
+from explainode.evaluation import automatic_chunk_size, evaluate, explain, in_batches, noise_draws
+from explainode.explainers.base import Explainer
+from explainode.explainers.controls import RandomMap
+from explainode.explainers.gradient import InputXGradient, IntegratedGradients, Saliency
+from explainode.metrics.base import ExplanationMetric
+from explainode.randomness import current_scope, normal_like
+
+
+class Jitter(nn.Module):
+    """A noise block: adds keyed noise when the scope says so."""
+
+    def forward(self, x):
+        scope = current_scope()
+        if scope is None or not scope.active:
+            return x
+        return x + 0.5 * normal_like(x, scope.keys(len(x), x.device, "jitter"))
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.Tanh(), Jitter(), nn.Conv2d(8, 8, 3, 2), nn.Tanh(), nn.Flatten(), nn.LazyLinear(5))
+
+
+@pytest.fixture
+def images(network):
+    x = torch.rand(7, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    network(x)  # the lazy layer takes its shape
+    return x
+
+
+class MeanMap(ExplanationMetric):
+    """Mean of the heatmap: a metric whose table can be checked by hand."""
+
+    higher_is_better = True
+
+    def measure(self, explanation):
+        return explanation.heatmap().flatten(1).mean(1)[:, None]
+
+
+class NeedsMask(MeanMap):
+    needs = frozenset({"mask"})
+
+
+@pytest.mark.parametrize("noise", ["off", "path", "mean:3"])
+@pytest.mark.parametrize("explainer", [Saliency(), IntegratedGradients(steps=6), RandomMap()], ids=lambda e: type(e).__name__)
+def test_result_does_not_depend_on_chunk_or_batch(network, images, noise, explainer):
+    whole = explain(explainer, network, images, noise=noise, seed=3)
+    for chunk in (1, 3):
+        part = explain(explainer, network, images, noise=noise, seed=3, chunk_size=chunk)
+        # convolutions of another batch size round differently: 1e-6 of the largest value
+        torch.testing.assert_close(part.attribution, whole.attribution, rtol=0, atol=1e-6 * float(whole.attribution.abs().max()))
+    order = torch.tensor([4, 0, 6])
+    some = explain(explainer, network, images[order], noise=noise, seed=3, sample_ids=order)
+    torch.testing.assert_close(some.attribution, whole.attribution[order], rtol=0, atol=1e-6 * float(whole.attribution.abs().max()))
+    assert torch.equal(some.target, whole.target[order])
+
+
+def test_noise_changes_the_map_only_when_asked(network, images):
+    off = explain(Saliency(), network, images)
+    path = explain(Saliency(), network, images, noise="path")
+    again = explain(Saliency(), network, images, noise="path")
+    other = explain(Saliency(), network, images, noise="path", seed=1)
+    assert torch.equal(path.attribution, again.attribution)
+    assert not torch.allclose(path.attribution, off.attribution)
+    assert not torch.allclose(path.attribution, other.attribution)
+    assert not off.stochastic and path.stochastic
+
+
+def test_mean_is_the_mean_over_paths(network, images):
+    mean = explain(Saliency(), network, images, target=2, noise="mean:3")
+    path = explain(Saliency(), network, images, target=2, noise="path")
+    paths = torch.stack([path.explain(images, draw=d) for d in range(3)])
+    torch.testing.assert_close(mean.attribution, paths.mean(0))
+    assert torch.equal(paths[0], path.attribution)  # draw 0 is the record's own path
+    fresh = mean.explain(images, draw=1)  # paths 3, 4, 5
+    torch.testing.assert_close(fresh, torch.stack([path.explain(images, draw=d) for d in (3, 4, 5)]).mean(0))
+
+
+def test_rows_of_an_expanded_batch_carry_their_image_s_noise(network, images):
+    record = explain(Saliency(), network, images, noise="path")
+    rows = torch.tensor([2, 2, 5, 0])
+    torch.testing.assert_close(record.forward(images[rows], rows), record.logits[rows])
+    torch.testing.assert_close(record.explain(images[rows], rows), record.attribution[rows])
+
+
+def test_record_is_complete(network, images):
+    record = explain(IntegratedGradients(steps=64), network, images, target=torch.arange(7) % 5)
+    assert (record.forwards, record.backwards) == (64 * 7, 64 * 7)
+    expected = record.logits.gather(1, record.target[:, None])[:, 0]
+    assert torch.equal(record.score, expected)
+    assert record.completeness_error is not None
+    assert record.completeness_error.abs().max() < 1e-2 * record.score.abs().max()
+    assert explain(Saliency(), network, images).completeness_error is None
+    by_callable = explain(Saliency(), network, images, lambda logits: logits.argmin(1))
+    assert torch.equal(by_callable.target, record.logits.argmin(1))
+
+
+def test_shared_store_spares_the_clean_forward(network, images):
+    calls = []
+    network.register_forward_hook(lambda module, inputs, output: calls.append(len(output)))
+    shared = {}
+    explain(Saliency(), network, images, shared=shared)
+    explain(InputXGradient(), network, images, shared=shared)
+    assert sum(calls) == 3 * len(images)  # one clean forward, one gradient pass each
+
+
+@dataclass(frozen=True)
+class Hungry(Explainer):
+    """Runs out of memory on more than two rows."""
+
+    def attribute(self, model, x, target):
+        if len(x) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return x.clone()
+
+
+def test_out_of_memory_halves_the_chunk(network, images, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    record = explain(Hungry(), network, images, chunk_size=7)
+    assert torch.equal(record.attribution, images)
+
+
+def test_out_of_memory_on_one_image_is_raised(network, images):
+    @dataclass(frozen=True)
+    class Starving(Explainer):
+        def attribute(self, model, x, target):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        explain(Starving(), network, images, chunk_size=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"noise": "loud"}, "mean:k"),
+        ({"noise": "mean:0"}, "mean:k"),
+        ({"chunk_size": 0}, "chunk_size"),
+        ({"chunk_size": "big"}, "chunk_size"),
+        ({"target": 5}, r"0\.\.4"),
+        ({"sample_ids": torch.arange(3)}, "sample_ids"),
+    ],
+    ids=str,
+)
+def test_bad_arguments(network, images, arguments, words):
+    with pytest.raises(UserError, match=words):
+        explain(Saliency(), network, images, **arguments)
+
+
+def test_bad_images(network):
+    with pytest.raises(UserError, match="float"):
+        explain(Saliency(), network, torch.zeros(2, 3, 16, 16, dtype=torch.uint8))
+    with pytest.raises(UserError, match="shape"):
+        explain(Saliency(), network, torch.zeros(3, 16, 16))
+
+
+def test_noise_draws():
+    assert [noise_draws(mode) for mode in ("off", "path", "mean:7")] == [0, 1, 7]
+
+
+def test_automatic_chunk_size():
+    assert automatic_chunk_size(torch.empty(1, 3, 224, 224)) == 16
+    assert automatic_chunk_size(torch.empty(1, 3, 32, 32)) == 256
+    assert automatic_chunk_size(torch.empty(1, 3, 2000, 2000)) == 1
+
+
+def test_evaluate_tables_say_what_the_images_say(network, images):
+    labels = torch.tensor([0, 1, 2, 3, 4, -1, 0])
+    explainers = {"saliency": Saliency(), "ixg": InputXGradient()}
+    seen = []
+    results = evaluate(
+        network,
+        explainers,
+        {"mean": MeanMap()},
+        in_batches(images, labels, batch_size=3),
+        n=7,
+        name="net",
+        split="val",
+        epoch=4,
+        panel=[5, 1],
+        progress=lambda *what: seen.append(what),
+    )
+    with torch.no_grad():
+        hits = (network.eval()(images).argmax(1) == labels)[labels >= 0].double()
+    accuracy = next(row for row in results.rows if row.metric == "accuracy")
+    assert (accuracy.value, accuracy.n, accuracy.explainer) == (pytest.approx(float(hits.mean())), 6, "")
+    for name, explainer in explainers.items():
+        values = explain(explainer, network, images).heatmap().flatten(1).mean(1).double()
+        row = next(row for row in results.rows if row.explainer == name)
+        assert (row.model, row.split, row.epoch, row.n, row.excluded, row.higher_is_better) == ("net", "val", 4, 7, 0, True)
+        assert row.value == pytest.approx(float(values.mean()), abs=1e-7)
+        assert row.low < row.value < row.high
+        assert "noise=off" in row.protocol
+        table = results.per_image["net", name, "mean"]
+        np.testing.assert_allclose([table[i] for i in range(7)], values.numpy(), atol=1e-7)
+    assert [list(maps.sample_id) for maps in results.maps] == [[5, 1]] * 2
+    assert results.maps[0].image.shape == (2, 16, 16, 3) and results.maps[0].attribution.dtype == np.float32
+    assert [what[1:] for what in seen] == [(3, 7)] * 2 + [(6, 7)] * 2 + [(7, 7)] * 2
+
+
+def test_evaluate_does_not_depend_on_the_batch_size(network, images):
+    tables = [
+        evaluate(network, {"s": Saliency()}, {"m": MeanMap()}, in_batches(images, batch_size=size), n=7).per_image["model", "s", "m"]
+        for size in (1, 4, 7)
+    ]
+    for table in tables[1:]:
+        np.testing.assert_allclose(list(table.values()), list(tables[0].values()), atol=1e-6)
+
+
+def test_evaluate_leaves_the_given_metric_alone(network, images):
+    metric = MeanMap()
+    evaluate(network, {"s": Saliency()}, {"m": metric}, in_batches(images), n=7)
+    assert metric.table() == {}
+
+
+def test_a_missing_mask_is_named(network, images):
+    with pytest.raises(UserError, match="mask"):
+        evaluate(network, {"s": Saliency()}, {"m": NeedsMask()}, in_batches(images), n=7)
+    masks = torch.ones(7, 16, 16, dtype=torch.int64)
+    batch = Batch(images, torch.zeros(7, dtype=torch.int64), torch.arange(7), masks)
+    results = evaluate(network, {"s": Saliency()}, {"m": NeedsMask()}, [batch], n=7, panel=[3])
+    assert results.maps[0].mask is not None and results.maps[0].mask.shape == (1, 16, 16)
+
+
+def test_no_images_give_empty_rows(network):
+    network(torch.rand(1, 3, 16, 16))
+    results = evaluate(network, {"s": Saliency()}, {"m": MeanMap()}, [], n=7)
+    assert [row.n for row in results.rows] == [0]
+    assert results.maps == []

@@ -1,0 +1,78 @@
+"""Imports go down: the floors of docs/architecture.md, read from the code with `ast`."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "explainode"
+FLOORS = [
+    {"errors"},
+    {"attribution", "randomness"},
+    {"dynamics", "relevance", "attacks"},
+    {"models", "explainers", "metrics", "data"},
+    {"training", "evaluation", "report"},
+    {"cli", "callbacks", "serve"},
+]
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+# rooms of one floor that may know each other; everything else on a floor is introduced by the configuration
+ALLOWED_SIDEWAYS = {("attribution", "randomness"), ("cli", "callbacks"), ("report", "evaluation"), ("evaluation", "report")}
+ONLY_IN = {
+    "lightning": {"data", "training", "callbacks", "cli"},
+    "hydra": {"cli"},
+    "wandb": {"callbacks"},
+    "fastapi": {"serve"},
+    "captum": {"explainers"},
+}
+
+
+def _modules() -> list[Path]:
+    return sorted(SOURCE.rglob("*.py"))
+
+
+def _room(path: Path) -> str:
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def _imports(path: Path) -> list[str]:
+    """Every module a file imports, also inside functions."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} uses a relative import"
+            found.append(node.module or "")
+            if node.module == "explainode":
+                found += [f"explainode.{alias.name}" for alias in node.names]
+    return found
+
+
+@pytest.mark.parametrize("path", _modules(), ids=lambda path: str(path.relative_to(SOURCE)))
+def test_imports_go_down(path):
+    room = _room(path)
+    if room in ("__init__", "__main__"):
+        return  # the package's own doors: they open the rooms by name, when asked
+    for name in _imports(path):
+        parts = name.split(".")
+        if parts[0] != "explainode" or len(parts) < 2 or parts[1].startswith("__"):
+            continue
+        other = parts[1]
+        if other == room or (room, other) in ALLOWED_SIDEWAYS:
+            continue
+        assert other in FLOOR_OF, f"{path.name} imports {name}, a room without a floor"
+        assert FLOOR_OF[other] < FLOOR_OF[room], f"{room} imports {name}: imports go down"
+
+
+@pytest.mark.parametrize("path", _modules(), ids=lambda path: str(path.relative_to(SOURCE)))
+def test_libraries_stay_in_their_rooms(path):
+    room = _room(path)
+    for name in _imports(path):
+        library = name.split(".")[0]
+        if library in ONLY_IN:
+            assert room in ONLY_IN[library], f"{room} imports {library}, which lives in {', '.join(sorted(ONLY_IN[library]))}"
+
+
+def test_every_room_has_a_floor():
+    rooms = {_room(path) for path in _modules()} - {"__init__", "__main__"}
+    assert rooms <= set(FLOOR_OF), f"rooms without a floor: {rooms - set(FLOOR_OF)}"

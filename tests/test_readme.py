@@ -1,0 +1,64 @@
+"""The README's commands, run in an empty folder: the same words, with settings added that make the runs small."""
+
+import os
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+LINES = [
+    line for block in re.findall(r"```bash\n(.*?)```", README, flags=re.S) for line in block.splitlines() if line.startswith("explainode ")
+]
+SMALL = {
+    "demo": "data.train_size=128 data.val_size=32 data.test_size=32 trainer.max_epochs=1 evaluation.images=4 evaluation.panel=2",
+    "train": "data.train_size=256 data.val_size=32 trainer.max_epochs=1 evaluation.images=4 evaluation.panel=2 data.verify=false "
+    "'metric=[deletion_fast]' 'explainer=[saliency,gradcam]'",
+    "evaluate": "evaluation.images=4 evaluation.panel=2",
+}
+
+
+def small(line: str) -> str:
+    """The line with its verb's small settings; a README path of the user's becomes one of the test's."""
+    line = line.split("  #")[0].rstrip()
+    verb = line.split()[1]
+    extra = SMALL.get(verb, "")
+    if verb == "evaluate" and "cifar10" in line:
+        extra += " data.verify=false data.val_size=32"
+    return f"{line} {extra}".strip()
+
+
+def make_cifar10(root: Path) -> None:
+    """A folder in CIFAR-10's layout with a few random pictures."""
+    folder = root / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    for name in [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]:
+        content = {
+            b"batch_label": name.encode(),
+            b"labels": [int(i) % 10 for i in range(100)],
+            b"data": generator.integers(0, 256, (100, 3072), dtype=np.uint8),
+            b"filenames": [f"{i}.png".encode() for i in range(100)],
+        }
+        (folder / name).write_bytes(pickle.dumps({key.decode(): value for key, value in content.items()}, protocol=4))
+    names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": names, "num_vis": 3072, "num_cases_per_batch": 100}, protocol=4))
+
+
+@pytest.mark.slow
+def test_every_command_of_the_readme_runs(tmp_path):
+    assert len(LINES) >= 8
+    make_cifar10(tmp_path / "data")
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (60, 80, 3), dtype=np.uint8)).save(tmp_path / "picture.jpg")
+    home = os.environ | {"WANDB_MODE": "offline", "HOME": str(tmp_path), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    start = "demo trainer.max_epochs=1"
+    for line in [f"explainode {start}", *LINES]:
+        done = subprocess.run(["bash", "-c", small(line)], cwd=tmp_path, env=home, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, f"{small(line)}\n{done.stdout[-1500:]}\n{done.stderr[-2500:]}"
+        assert "Traceback" not in done.stderr
