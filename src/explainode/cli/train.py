@@ -168,11 +168,14 @@ def finish(folder: Any, interrupted: bool = False) -> None:
     from rich.console import Console
 
     from explainode.report.html import write_report
+    from explainode.report.panels import panel
     from explainode.report.tables import print_results
     from explainode.report.verdict import verdict
 
     path = write_report(folder.path)
     results = folder.read_results()
+    if results.maps:
+        panel(results.maps, folder.read_class_names(), images=4).save(folder.path / "panel.png")
     console = Console()
     print_results(results, console)
     if interrupted:

@@ -103,7 +103,8 @@ def panel(
         _text(draw, (x, 39), column[0], cell_w, 12, MUTED)
         x += step_x
     epochs = sorted(set(board.epoch.values()))
-    _text(draw, (MARGIN, 14), f"epoch {', '.join(map(str, epochs))}", cell_w, 14, INK)
+    if epochs != [0]:  # an explanation outside of training has no epoch
+        _text(draw, (MARGIN, 14), f"epoch {', '.join(map(str, epochs))}", cell_w, 14, INK)
     _text(draw, (MARGIN, 39), "input", cell_w, 12, MUTED)
     for r in rows:
         y = head + r * step_y

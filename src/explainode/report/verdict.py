@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 from explainode.metrics.results import Results
+from explainode.report.board import is_control
 from explainode.report.comparisons import (
     Comparison,
     compare_accuracy,
@@ -203,6 +204,8 @@ def _floor_cautions(results: Results) -> list[str]:
     cautions = []
     for (model, explainer, metric), row in rows.items():
         fresh = rows.get((model, explainer, metric.removesuffix(".floor") + ".fresh"))
+        if is_control(explainer):  # a random map is nothing but its draws, and a centre prior has none
+            continue
         if metric.endswith(".floor") and fresh is not None and fresh.value > 0 and row.value > FLOOR_SHARE * fresh.value:
             left = f"{number(row.value)} of {number(fresh.value)} remain at radius 0"
             cautions.append(f"{fresh.metric} of {explainer} on {model} is mostly noise: {left}.")
