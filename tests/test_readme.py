@@ -17,8 +17,8 @@ LINES = [
     line for block in re.findall(r"```bash\n(.*?)```", README, flags=re.S) for line in block.splitlines() if line.startswith("explainode ")
 ]
 SMALL = {
-    "demo": "data.train_size=128 data.val_size=32 data.test_size=32 trainer.max_epochs=1 evaluation.images=4 evaluation.panel=2",
-    "train": "data.train_size=256 data.val_size=32 trainer.max_epochs=1 evaluation.images=4 evaluation.panel=2 data.verify=false "
+    "demo": "data.train_size=512 data.val_size=32 data.test_size=32 trainer.max_epochs=1 evaluation.images=4 evaluation.panel=2",
+    "train": "data.train_size=256 data.val_size=32 data.batch_size=32 trainer.max_epochs=1 evaluation.images=4 evaluation.panel=2 data.verify=false "
     "'metric=[deletion_fast]' 'explainer=[saliency,gradcam]'",
     "evaluate": "evaluation.images=4 evaluation.panel=2",
 }

@@ -167,3 +167,9 @@ def test_a_schedule_without_an_end_is_refused(classifier, data, trainer, tmp_pat
     module = classifier(scheduler=partial(CosineAnnealingLR), interval="epoch")
     with pytest.raises(UserError, match="needs to know when the run ends"):
         trainer(tmp_path, max_epochs=-1).fit(module, datamodule=data())
+
+
+def test_a_run_too_short_for_its_schedule_is_refused_in_a_sentence(classifier, data, trainer, tmp_path):
+    module = classifier(scheduler=partial(OneCycleLR, max_lr=0.1, pct_start=0.25), interval="step")
+    with pytest.raises(UserError, match="train longer"):
+        trainer(tmp_path, max_epochs=None, max_steps=4).fit(module, datamodule=data())

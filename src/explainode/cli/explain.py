@@ -58,16 +58,20 @@ def run(arguments: Sequence[str]) -> int:
 
     options, settings = _read(arguments)
     paths = _pictures(options.words)
-    subject = _subject(settings)
+    subjects = _subjects(settings)
     console = Console(stderr=options.json)
-    images, kept = _load(paths, subject.size, console)
-    scores, maps = _explain(subject, settings, images, kept)
+    images, kept = _load(paths, subjects[0].size, console)
+    scores, maps = [], []
+    for subject in subjects:
+        found, drawn = _explain(subject, settings, images, kept)
+        scores += found
+        maps += drawn
     folder = Path(settings["output"] or f"runs/explain/{run_id()}")
-    picture = _write(folder, scores, maps, subject)
+    picture = _write(folder, scores, maps, subjects[0].class_names)
     if options.json:
         print(json.dumps(scores, indent=1))
     else:
-        _print(console, scores, subject)
+        _print(console, scores, subjects[0].class_names)
     console.print(f"panel: {picture}", soft_wrap=True, highlight=False, markup=False)
     return 0
 
@@ -93,6 +97,7 @@ def _read(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]
         overrides.insert(0, f"model={options.model}")
     config = compose("explain", overrides)
     settings = plain(config)
+    settings["model_name"] = options.model or next((word.partition("=")[2] for word in overrides if word.startswith("model=")), "model")
     for key in ("target", "run", "checkpoint", "output"):
         if getattr(options, key) is not None:
             settings[key] = getattr(options, key)
@@ -126,8 +131,8 @@ def _pictures(words: Sequence[str]) -> list[Path]:
     return paths
 
 
-def _subject(settings: Mapping[str, Any]) -> Subject:
-    """The network: the one that model names, or that of a run.
+def _subjects(settings: Mapping[str, Any]) -> list[Subject]:
+    """The network that model names, or those of a run: all its variants, side by side.
 
     Raises:
         UserError: if there is neither.
@@ -154,13 +159,18 @@ def _subject(settings: Mapping[str, Any]) -> Subject:
             load_weights(network, settings["checkpoint"])
         size = settings["size"] or network.image_size
         names = imagenet_classes() if model["num_classes"] == 1000 else None
-        return Subject(str(model.get("name") or "model"), network.to(device).eval(), size, names)
+        return [Subject(settings["model_name"], network.to(device).eval(), size, names)]
     folder = Path(settings["run"]) if settings["run"] else _newest_run()
     trained = run_config(folder)
-    networks = run_networks(trained | {"run": str(folder), "checkpoint": settings["checkpoint"], "variant": "model"})
-    name, network = next(iter(networks.items()))
-    size = settings["size"] or trained.get("image_size") or network.image_size
-    return Subject(f"{folder.name}/{name}", network.to(device).eval(), size, RunDirectory(folder).read_class_names() or None)
+    asked = {"run": str(folder), "checkpoint": settings["checkpoint"], "variant": "model", "trained_as": trained.get("variant")}
+    networks = run_networks(trained | asked)
+    names = RunDirectory(folder).read_class_names() or None
+    return [
+        Subject(
+            f"{folder.name}/{name}", network.to(device).eval(), settings["size"] or trained.get("image_size") or network.image_size, names
+        )
+        for name, network in networks.items()
+    ]
 
 
 def _newest_run() -> Path:
@@ -236,7 +246,7 @@ def _explain(subject: Subject, settings: Mapping[str, Any], images: Any, paths: 
 
     device = next(subject.network.parameters()).device
     show = progress_line("explaining")
-    scores: list[dict[str, Any]] = [{"picture": str(path)} for path in paths]
+    scores: list[dict[str, Any]] = [{"picture": str(path), "network": subject.name} for path in paths]
     maps: dict[str, list[Any]] = {}
     target: int | None = None
     for batch in in_batches(images, batch_size=16):
@@ -287,31 +297,30 @@ def _joined(parts: list[Any]) -> Any:
     return concatenate_maps(parts, [int(sample) for part in parts for sample in part.sample_id])
 
 
-def _write(folder: Path, scores: list[dict[str, Any]], maps: list[Any], subject: Subject) -> Path:
+def _write(folder: Path, scores: list[dict[str, Any]], maps: list[Any], names: Sequence[str] | None) -> Path:
     """panel.png, maps.npz and scores.json in the folder; the path of the panel."""
     from explainode.report.panels import panel
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "scores.json").write_text(json.dumps(scores, indent=1), encoding="utf-8")
-        np.savez_compressed(folder / "maps.npz", **{m.explainer: m.attribution for m in maps}, image=maps[0].image)
+        np.savez_compressed(folder / "maps.npz", **{f"{m.model}/{m.explainer}": m.attribution for m in maps}, image=maps[0].image)
         picture = folder / "panel.png"
-        panel(maps, subject.class_names).save(picture)
+        panel(maps, names).save(picture)
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}; choose another folder with -o") from error
     return picture
 
 
-def _print(console: Any, scores: list[dict[str, Any]], subject: Subject) -> None:
-    """What the network says of each picture, and what each method cost."""
+def _print(console: Any, scores: list[dict[str, Any]], names: Sequence[str] | None) -> None:
+    """What each network says of each picture, and what each method cost."""
     from rich.table import Table
 
     for score in scores:
         best = score["predicted"][0]
         said = ", ".join(f"{p['name'] or p['class']} {p['probability']:.2f}" for p in score["predicted"][:3])
-        console.print(f"{Path(score['picture']).name}: {subject.name} says {said}", highlight=False, markup=False)
+        console.print(f"{Path(score['picture']).name}: {score['network']} says {said}", highlight=False, markup=False)
         if score["explained"] != best["class"]:
-            names = subject.class_names
             console.print(f"  explained class: {names[score['explained']] if names else score['explained']}", highlight=False, markup=False)
     table = Table(box=None, pad_edge=False)
     for column in ("method", "gradients", "forwards", "seconds per picture", "completeness error"):

@@ -67,7 +67,7 @@ def judge(results: Results) -> Verdict:
     if len(models) == 1 and not found.controls:
         found.models = [_single_sentence(results, models[0], metric)]
     found.cautions += _floor_cautions(results)
-    counts = [row.n for row in final_rows(results).values() if row.explainer]
+    counts = [row.n for row in final_rows(results).values() if row.explainer and row.n]
     if counts and min(counts) < FEW_IMAGES:
         exact = " (with 5 images or fewer no paired test can reach p < 0.05)" if min(counts) <= 5 else ""
         found.cautions.append(f"Only {min(counts)} images were measured: intervals are wide and rough{exact}.")

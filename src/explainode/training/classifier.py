@@ -141,7 +141,13 @@ class Classifier(LightningModule):
         optimizer = self.optimizer(self.network.parameters())
         if self.scheduler is None:
             return optimizer
-        schedule = self._complete(self.scheduler)(optimizer)
+        try:
+            schedule = self._complete(self.scheduler)(optimizer)
+        except ZeroDivisionError as error:  # torch's one-cycle schedule divides by the length of each of its phases
+            raise UserError(
+                f"the schedule cannot be laid over a run of {self._length()} {self.interval}s: a phase of it would have no length; "
+                "train longer, on more images or in smaller batches, or set module.scheduler=null"
+            ) from error
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": self.interval}}
 
     def _complete(self, scheduler: Callable[..., Any]) -> Callable[..., Any]:
