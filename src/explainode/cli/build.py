@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
+from explainode.cli.heartbeat import Heartbeat
 from explainode.cli.registry import instantiate
 from explainode.errors import UserError
 from explainode.evaluation import evaluate
 from explainode.metrics.results import Results
 from explainode.report.run import RunDirectory
-
-LINE_EVERY = 2.0  # seconds between progress lines
 
 
 def choose_device(name: str) -> torch.device:
@@ -53,22 +51,13 @@ def build_network(model: Mapping[str, Any]) -> nn.Module:
     return instantiate(model)
 
 
-def progress_line(prefix: str) -> Callable[[str, int, int], None]:
-    """A progress function that prints a line at most every two seconds, to stderr."""
-    last = 0.0
-
-    def show(what: str, done: int, total: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last >= LINE_EVERY:
-            last = now
-            print(f"{prefix}: {what}, {done}/{total} images", file=sys.stderr, flush=True)
-
-    return show
+def ranks() -> tuple[int, int]:
+    """This process's rank and how many there are."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
 
 
 def measure(config: Mapping[str, Any], networks: Mapping[str, nn.Module], data: Any, folder: RunDirectory, epoch: int) -> Results:
-    """Explain and measure each network on the chosen images of a split, and write what was found.
+    """Explain and measure each network on the chosen images of a split, and write what was found; every rank takes its share of the images.
 
     Raises:
         UserError: for a split or image selection that the data does not have, or a metric without what it needs.
@@ -82,26 +71,31 @@ def measure(config: Mapping[str, Any], networks: Mapping[str, nn.Module], data: 
     indices = data.select_images(length, min(images, length) if isinstance(images, int) else images)
     shown = max(1, min(settings["panel"], len(indices)))
     panel = [indices[i * len(indices) // shown] for i in range(shown)]
+    rank, world_size = ranks()
+    mine = indices[rank::world_size]
     everything = Results()
     for name, network in networks.items():
-        found = evaluate(
-            network.to(device),
-            explainers,
-            metrics,
-            data.batches(split, indices, settings["batch_size"]),
-            n=length,
-            name=name,
-            split=split,
-            epoch=epoch,
-            noise=settings["noise"],
-            seed=settings["seed"],
-            chunk_size=settings["chunk_size"],
-            panel=panel,
-            total=len(indices),
-            progress=progress_line(f"explaining {name}"),
-        )
+        with Heartbeat(f"explaining {name}") as progress:
+            found = evaluate(
+                network.to(device),
+                explainers,
+                metrics,
+                data.batches(split, mine, settings["batch_size"]),
+                n=length,
+                name=name,
+                split=split,
+                epoch=epoch,
+                noise=settings["noise"],
+                seed=settings["seed"],
+                chunk_size=settings["chunk_size"],
+                panel=panel,
+                world_size=world_size,
+                total=len(mine),
+                progress=progress,
+            )
         data.check_skipped()
-        folder.write_results(found)
+        if rank == 0:
+            folder.write_results(found)
         everything.extend(found)
     return everything
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from explainode.cli.compose import compose, plain
+from explainode.cli.heartbeat import Heartbeat
 from explainode.cli.help import verb_help
 from explainode.cli.registry import check_parameters
 from explainode.errors import UserError
@@ -24,16 +25,17 @@ def run(arguments: Sequence[str]) -> int:
     if "-h" in arguments or "--help" in arguments:
         print(verb_help("evaluate", EXAMPLES))
         return 0
-    from explainode.cli.build import measure
-    from explainode.cli.registry import instantiate
-    from explainode.cli.train import finish
-    from explainode.report.run import RunDirectory
+    with Heartbeat("starting"):
+        from explainode.cli.build import measure
+        from explainode.cli.registry import instantiate
+        from explainode.cli.train import finish
+        from explainode.report.run import RunDirectory
 
-    config = compose("evaluate", arguments)
-    settings = plain(config) if config.run is None else _with_run(config, arguments)
-    check_parameters({key: settings[key] for key in ("data", "model", "explainer", "metric")})
-    data = instantiate(settings["data"])
-    networks = {settings["variant"]: single_network(settings)} if settings["run"] is None else run_networks(settings)
+        config = compose("evaluate", arguments)
+        settings = plain(config) if config.run is None else _with_run(config, arguments)
+        check_parameters({key: settings[key] for key in ("data", "model", "explainer", "metric")})
+        data = instantiate(settings["data"])
+        networks = {settings["variant"]: single_network(settings)} if settings["run"] is None else run_networks(settings)
     folder = RunDirectory(Path(settings["output_dir"]))
     folder.write_config(settings)
     measure(settings, networks, data, folder, epoch=0)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from explainode.cli.compose import compose, plain, run_id
+from explainode.cli.heartbeat import Heartbeat
 from explainode.cli.help import verb_help
 from explainode.cli.registry import locate
 from explainode.errors import UserError, nearest
@@ -56,14 +57,16 @@ def run(arguments: Sequence[str]) -> int:
         return 0 if arguments else 2
     from rich.console import Console
 
-    options, settings = _read(arguments)
-    paths = _pictures(options.words)
-    subjects = _subjects(settings)
+    with Heartbeat("starting"):
+        options, settings = _read(arguments)
+        paths = _pictures(options.words)
+        subjects = _subjects(settings)
     console = Console(stderr=options.json)
     images, kept = _load(paths, subjects[0].size, console)
     scores, maps = [], []
     for subject in subjects:
-        found, drawn = _explain(subject, settings, images, kept)
+        with Heartbeat(f"explaining {subject.name}"):
+            found, drawn = _explain(subject, settings, images, kept)
         scores += found
         maps += drawn
     folder = Path(settings["output"] or f"runs/explain/{run_id()}")
@@ -241,11 +244,10 @@ def _explain(subject: Subject, settings: Mapping[str, Any], images: Any, paths: 
     """Scores of every picture, and the maps of every method."""
     import torch
 
-    from explainode.cli.build import many, progress_line
+    from explainode.cli.build import many
     from explainode.evaluation import explain, in_batches, to_maps
 
     device = next(subject.network.parameters()).device
-    show = progress_line("explaining")
     scores: list[dict[str, Any]] = [{"picture": str(path), "network": subject.name} for path in paths]
     maps: dict[str, list[Any]] = {}
     target: int | None = None
@@ -287,7 +289,6 @@ def _explain(subject: Subject, settings: Mapping[str, Any], images: Any, paths: 
                 if record.completeness_error is not None:
                     entry["completeness_error"] = float(record.completeness_error[row])
                 score.setdefault("methods", {})[name] = entry
-            show(name, first + len(batch), len(images))
     return scores, [_joined(parts) for parts in maps.values()]
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from explainode.cli.quiet import quiet_libraries
 from explainode.errors import UserError, nearest
 
+VERB = "EXPLAINODE_VERB"  # the environment variable that tells ranks started by Lightning which verb they belong to
 VERBS = {
     "demo": "train a small ResNet and its noise-injected twin on embedded data, explain both, write a report",
     "train": "train one network or several variants, explaining them while they learn",
@@ -63,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not debug:
         quiet_libraries()
     try:
-        return run(_with_config_folders(words))
+        return run(_with_config_folders(_with_verb(words)))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -79,6 +80,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 2
         print(f"explainode: {type(error).__name__}: {error} (a fault of ours; --debug shows where)", file=sys.stderr)
         return 1
+
+
+def _with_verb(words: list[str]) -> list[str]:
+    """The words with their verb in front, also in a rank that Lightning started without it."""
+    inherited = os.environ.get(VERB)
+    is_started_rank = inherited is not None and "LOCAL_RANK" in os.environ and not (words and words[0] in VERBS)
+    return [inherited, *words] if inherited is not None and is_started_rank else words
 
 
 def _with_config_folders(words: list[str]) -> list[str]:

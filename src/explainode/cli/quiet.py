@@ -12,7 +12,13 @@ def quiet_libraries() -> None:
     Each filter names one message, so that a new one is not lost with it. What is heard is a line, without the place in the source.
     """
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+    for name in (
+        "lightning.pytorch",
+        "lightning.fabric",
+        "lightning.pytorch.utilities.rank_zero",
+        "lightning.fabric.utilities.seed",
+        "lightning.fabric.utilities.distributed",
+    ):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")  # Lightning's own use of torch's pytree
     warnings.filterwarnings(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from explainode.cli.compose import CONFIG_MODULE, check_entries, compose, plain, register_resolvers, search_path
+from explainode.cli.heartbeat import Heartbeat
 from explainode.cli.help import verb_help
+from explainode.cli.main import VERB
 from explainode.cli.registry import check_parameters
 from explainode.errors import UserError
 
@@ -39,7 +42,8 @@ def run(arguments: Sequence[str]) -> int:
     import hydra
 
     register_resolvers()
-    sys.argv = ["explainode train", *options, *search_path(), *overrides]  # options first: argparse stops at the first override
+    os.environ[VERB] = "train"  # ranks that Lightning starts repeat the command line as Hydra sees it, which has no verb
+    sys.argv[1:] = [*options, *search_path(), *overrides]  # options first: argparse stops at the first override
     outcome = _Outcome()
 
     def task(point: DictConfig) -> None:
@@ -83,12 +87,15 @@ def train(config: DictConfig) -> bool:
     Raises:
         UserError: for settings that do not fit, before anything is trained.
     """
-    from explainode.cli.build import measure
-    from explainode.cli.registry import instantiate
-    from explainode.report.run import RunDirectory
+    with Heartbeat("starting"):
+        from explainode.cli.build import measure, ranks
+        from explainode.cli.registry import instantiate
+        from explainode.report.run import RunDirectory
 
-    settings = plain(config)
-    check_parameters({key: settings[key] for key in ("data", "model", "module", "trainer", "explainer", "metric", "callback", "logger")})
+        settings = plain(config)
+        check_parameters(
+            {key: settings[key] for key in ("data", "model", "module", "trainer", "explainer", "metric", "callback", "logger")}
+        )
     data = instantiate(settings["data"])
     data.dataset("train")  # data that is not there is found before anything is trained
     folder = RunDirectory(Path(settings["output_dir"]))
@@ -102,9 +109,9 @@ def train(config: DictConfig) -> bool:
         if interrupted:
             break
     epoch = settings["trainer"].get("max_epochs") or 0
-    if not interrupted and _is_first_rank():
+    if not interrupted:
         measure(settings, networks, data, folder, epoch)
-    if _is_first_rank():
+    if ranks()[0] == 0:
         finish(folder, interrupted)
     return interrupted
 
@@ -157,12 +164,6 @@ def fit(settings: Mapping[str, Any], folder: Any) -> tuple[Any, bool]:
     return network.eval(), interrupted
 
 
-def _is_first_rank() -> bool:
-    import torch.distributed as dist
-
-    return not dist.is_initialized() or dist.get_rank() == 0
-
-
 def finish(folder: Any, interrupted: bool = False) -> None:
     """Write the report; print what was found, the verdict, and where the report lies."""
     from rich.console import Console
@@ -172,13 +173,15 @@ def finish(folder: Any, interrupted: bool = False) -> None:
     from explainode.report.tables import print_results
     from explainode.report.verdict import verdict
 
-    path = write_report(folder.path)
-    results = folder.read_results()
-    if results.maps:
-        panel(results.maps, folder.read_class_names(), images=4).save(folder.path / "panel.png")
+    with Heartbeat("writing the report"):
+        path = write_report(folder.path)
+        results = folder.read_results()
+        if results.maps:
+            panel(results.maps, folder.read_class_names(), images=4).save(folder.path / "panel.png")
+        sentence = verdict(results)
     console = Console()
     print_results(results, console)
     if interrupted:
         console.print("Interrupted: the checkpoint and the report hold what was finished; go on with ckpt_path=auto and the same run_dir.")
-    console.print(verdict(results), soft_wrap=True, highlight=False, markup=False)
+    console.print(sentence, soft_wrap=True, highlight=False, markup=False)
     console.print(f"report: {path}", soft_wrap=True, highlight=False, markup=False)
