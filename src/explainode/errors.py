@@ -16,4 +16,4 @@ def nearest(name: str, candidates: Iterable[str], count: int = 3) -> str:
     close = difflib.get_close_matches(name, known, n=count, cutoff=0.5)
     if len(known) <= 8:
         close += [other for other in known if other not in close]
-    return ", ".join(close) if close else "nothing similar"
+    return ", ".join(close or [*known[:6], "..."])

@@ -2,21 +2,23 @@
 
 import csv
 import os
+import shlex
 import subprocess
 import sys
 
 import pytest
 
+WORDS = """
+    train trainer=ddp trainer.devices=2 trainer.accelerator=cpu trainer.max_epochs=1 data.train_size=768 data.val_size=16 data.test_size=15
+    data.size=40 model.width=16 metric=[deletion_fast] explainer=[saliency] evaluation.images=7 callback.explanations.budget=null run_dir=run
+"""
+
 
 @pytest.mark.ddp
 @pytest.mark.slow
 def test_two_ranks_write_one_run(tmp_path):
-    words = (
-        "train trainer=ddp trainer.devices=2 trainer.accelerator=cpu trainer.max_epochs=1 data.train_size=768 data.val_size=16 data.test_size=15 "
-        "metric=[deletion_fast] explainer=[saliency] evaluation.images=7 run_dir=run data.size=40 model.width=16 callback.explanations.budget=null"
-    ).split()
     done = subprocess.run(
-        [sys.executable, "-m", "explainode", *words],
+        [sys.executable, "-m", "explainode", *shlex.split(WORDS)],
         cwd=tmp_path,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,

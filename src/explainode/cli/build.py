@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from explainode.cli.heartbeat import Heartbeat
-from explainode.cli.registry import instantiate
+from explainode.cli.registry import check_parameters, instantiate
 from explainode.errors import UserError
 from explainode.evaluation import evaluate
 from explainode.metrics.results import Results
@@ -46,6 +47,22 @@ def many(config: Mapping[str, Any], group: str) -> dict[str, Any]:
     return {name: instantiate(entry) for name, entry in chosen.items()}
 
 
+def build_data(config: DictConfig) -> Any:
+    """The data module of a composed configuration, its settings checked first.
+
+    Raises:
+        UserError: naming a setting that is unknown or of the wrong type, or data that is not there.
+    """
+    check_parameters({"data": OmegaConf.to_container(config.data, resolve=True)})
+    return instantiate(config.data)
+
+
+def count_classes(config: DictConfig, data: Any) -> None:
+    """Fill in the number of classes where the configuration leaves it to the data to count them."""
+    if OmegaConf.select(config, "data.num_classes") is None and data.num_classes:
+        config.data.num_classes = data.num_classes
+
+
 def build_network(model: Mapping[str, Any]) -> nn.Module:
     """The network that a model's settings describe."""
     return instantiate(model)
@@ -54,6 +71,17 @@ def build_network(model: Mapping[str, Any]) -> nn.Module:
 def ranks() -> tuple[int, int]:
     """This process's rank and how many there are."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+
+
+def select_images(settings: Mapping[str, Any], data: Any) -> tuple[list[int], int]:
+    """The chosen images of the evaluation's split, and the split's length.
+
+    Raises:
+        UserError: for a split or images that the data does not have.
+    """
+    length = len(data.dataset(settings["split"]))
+    images = settings["images"]
+    return data.select_images(length, min(images, length) if isinstance(images, int) else images), length
 
 
 def measure(config: Mapping[str, Any], networks: Mapping[str, nn.Module], data: Any, folder: RunDirectory, epoch: int) -> Results:
@@ -66,9 +94,7 @@ def measure(config: Mapping[str, Any], networks: Mapping[str, nn.Module], data: 
     device = choose_device(settings["device"])
     explainers, metrics = many(config, "explainer"), many(config, "metric")
     split = settings["split"]
-    length = len(data.dataset(split))
-    images = settings["images"]
-    indices = data.select_images(length, min(images, length) if isinstance(images, int) else images)
+    indices, length = select_images(settings, data)
     shown = max(1, min(settings["panel"], len(indices)))
     panel = [indices[i * len(indices) // shown] for i in range(shown)]
     rank, world_size = ranks()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from explainode.cli.compose import compose, plain
 from explainode.cli.heartbeat import Heartbeat
 from explainode.cli.help import verb_help
-from explainode.cli.registry import check_parameters
+from explainode.cli.registry import check_parameters, locate
 from explainode.errors import UserError
 
 EXAMPLES = (
@@ -26,15 +27,23 @@ def run(arguments: Sequence[str]) -> int:
         print(verb_help("evaluate", EXAMPLES))
         return 0
     with Heartbeat("starting"):
-        from explainode.cli.build import measure
+        from explainode.cli.build import build_data, count_classes, measure, select_images
         from explainode.cli.registry import instantiate
         from explainode.cli.train import finish
         from explainode.report.run import RunDirectory
 
         config = compose("evaluate", arguments)
-        settings = plain(config) if config.run is None else _with_run(config, arguments)
+        if config.run is None:
+            data = build_data(config)
+            count_classes(config, data)
+            if config.data.num_classes is None:  # pictures without labels: the network says how many classes it knows
+                config.model.num_classes = inspect.signature(locate(config.model._target_)).parameters["num_classes"].default
+            settings = plain(config)
+        else:
+            settings = _with_run(config, arguments)
+            data = instantiate(settings["data"])
+        select_images(settings["evaluation"], data)
         check_parameters({key: settings[key] for key in ("data", "model", "explainer", "metric")})
-        data = instantiate(settings["data"])
         networks = {settings["variant"]: single_network(settings)} if settings["run"] is None else run_networks(settings)
     folder = RunDirectory(Path(settings["output_dir"]))
     folder.write_config(settings)

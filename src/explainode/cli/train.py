@@ -39,6 +39,8 @@ def run(arguments: Sequence[str]) -> int:
         raise UserError(
             "a sweep of runs with several devices needs a launcher that starts the ranks; add hydra/launcher=submitit_local or submitit_slurm"
         )
+    if not sweeps:
+        _make_folder(Path(config.run_dir))
     import hydra
 
     register_resolvers()
@@ -51,6 +53,14 @@ def run(arguments: Sequence[str]) -> int:
 
     hydra.main(version_base="1.3", config_path=f"pkg://{CONFIG_MODULE}", config_name="train")(task)()
     return outcome.status(sweeps)
+
+
+def _make_folder(folder: Path) -> None:
+    """Make the run directory before Hydra does, which would not say it in a sentence."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"the run directory {folder} cannot be made ({error.strerror}); choose another with run_dir=...") from error
 
 
 class _Outcome:
@@ -88,16 +98,17 @@ def train(config: DictConfig) -> bool:
         UserError: for settings that do not fit, before anything is trained.
     """
     with Heartbeat("starting"):
-        from explainode.cli.build import measure, ranks
-        from explainode.cli.registry import instantiate
+        from explainode.cli.build import build_data, count_classes, measure, ranks, select_images
         from explainode.report.run import RunDirectory
 
+        data = build_data(config)
+        data.dataset("train")  # data that is not there is found before anything is trained
+        if not data.num_classes:
+            raise UserError("training needs labels, and this data has none; sort the pictures into one folder per class")
+        count_classes(config, data)
         settings = plain(config)
-        check_parameters(
-            {key: settings[key] for key in ("data", "model", "module", "trainer", "explainer", "metric", "callback", "logger")}
-        )
-    data = instantiate(settings["data"])
-    data.dataset("train")  # data that is not there is found before anything is trained
+        select_images(settings["evaluation"], data)
+        check_parameters({key: settings[key] for key in ("model", "module", "trainer", "explainer", "metric", "callback", "logger")})
     folder = RunDirectory(Path(settings["output_dir"]))
     folder.write_config(settings | {"image_size": data.image_size})
     folder.write_class_names(data.class_names)
