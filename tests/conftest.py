@@ -1,4 +1,4 @@
-"""A network of a few hundred weights on a few pictures: a fit takes a fraction of a second."""
+"""A tiny network, tiny data and a quiet trainer, for the tests of rooms that train."""
 
 from __future__ import annotations
 
