@@ -3,8 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from explainode.attribution import REDUCTIONS, Explanation, mean_crop, normalize, rank_pixels, reduce_channels, upsample
+from explainode.attribution import REDUCTIONS, Explanation, check_reduction, mean_crop, normalize, rank_pixels, reduce_channels, upsample
 from explainode.errors import UserError
+from explainode.metrics.localization import SegmentationAgreement
+from explainode.metrics.perturbation import Walk
+from explainode.metrics.smoothness import Smoothness
 
 
 def make_explanation(attribution: torch.Tensor) -> Explanation:
@@ -27,8 +30,13 @@ def test_reductions_of_3_minus_5_and_0(reduction, expected):
 
 
 def test_an_unknown_reduction_is_answered_with_the_known_ones():
-    with pytest.raises(UserError, match=r"'max'.*abs_max"):
-        reduce_channels(torch.zeros(1, 3, 2, 2), "max")
+    for refuse in (check_reduction, lambda name: reduce_channels(torch.zeros(1, 3, 2, 2), name), lambda name: Walk(reduction=name)):
+        with pytest.raises(UserError, match=r"no channel reduction named 'max'; the nearest are abs_max"):
+            refuse("max")
+    for metric in (Smoothness, SegmentationAgreement):
+        with pytest.raises(UserError, match=r"no channel reduction named 'max'; the nearest are abs_max"):
+            metric(reduction="max")
+    assert all(check_reduction(name) == name for name in REDUCTIONS)
 
 
 def test_normalize_runs_from_0_to_1_per_image_and_maps_a_constant_to_0():

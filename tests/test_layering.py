@@ -8,7 +8,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "explainode"
 FLOORS = [
     {"errors"},
-    {"attribution", "randomness"},
+    {"attribution", "randomness", "blur", "files"},
     {"dynamics", "relevance", "attacks"},
     {"models", "explainers", "metrics", "data"},
     {"training", "evaluation", "report"},
@@ -16,7 +16,12 @@ FLOORS = [
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # rooms of one floor that may know each other; everything else on a floor is introduced by the configuration
-ALLOWED_SIDEWAYS = {("attribution", "randomness"), ("cli", "callbacks"), ("report", "evaluation"), ("evaluation", "report")}
+ALLOWED_SIDEWAYS = {
+    ("attribution", "randomness"),
+    ("cli", "callbacks"),
+    ("report", "evaluation"),
+    ("evaluation", "report"),
+}
 ONLY_IN = {
     "lightning": {"data", "training", "callbacks", "cli"},
     "hydra": {"cli"},

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from explainode.errors import UserError
+from explainode.errors import UserError, nearest
 
 T = TypeVar("T")
 
@@ -80,11 +80,26 @@ class Explanation:
         return self.memo(("heatmap", reduction), lambda: upsample(reduce_channels(self.attribution, reduction), self.x.shape[-2:]))
 
 
+def check_reduction(name: str) -> str:
+    """`name` if channels can be reduced that way, see `reduce_channels`.
+
+    Raises:
+        UserError: with the nearest names.
+    """
+    if name not in REDUCTIONS:
+        raise UserError(f"no channel reduction named {name!r}; the nearest are {nearest(name, REDUCTIONS)}")
+    return name
+
+
 def reduce_channels(attribution: Tensor, reduction: str = "sum") -> Tensor:
     """(B, C, H, W) -> (B, H, W).
 
     `sum` keeps the sign and conservation; `abs_sum`, `abs_max` (paper 004 Eq. 6), `positive_sum` and `l2` are what other papers draw.
+
+    Raises:
+        UserError: for any other name.
     """
+    check_reduction(reduction)
     if reduction == "sum":
         return attribution.sum(1)
     if reduction == "abs_sum":
@@ -93,9 +108,7 @@ def reduce_channels(attribution: Tensor, reduction: str = "sum") -> Tensor:
         return attribution.abs().amax(1)
     if reduction == "positive_sum":
         return attribution.clamp(min=0).sum(1)
-    if reduction == "l2":
-        return attribution.square().sum(1).sqrt()
-    raise UserError(f"no channel reduction named {reduction!r}; choose one of {', '.join(REDUCTIONS)}")
+    return attribution.square().sum(1).sqrt()  # l2
 
 
 def upsample(heatmap: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:

@@ -70,7 +70,7 @@ def test_the_thread_ends_with_the_run_also_when_it_fails(classifier, data, train
     progress = Progress(every=0.05)
     with pytest.raises(RuntimeError, match="no"):
         trainer(tmp_path, [Fail(), progress], enable_progress_bar=True).fit(classifier(), datamodule=data())
-    assert progress._thread is None
+    assert progress._ticker is None
     written = stream.getvalue()
     time.sleep(0.2)
     assert stream.getvalue() == written

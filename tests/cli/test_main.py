@@ -107,7 +107,7 @@ def test_list_shows_summary_and_source(cli):
 def test_doctor_names_versions(cli):
     status, out, _ = cli("doctor")
     assert status == 0
-    assert all(word in out for word in ("torch", "lightning", "W&B", "disk"))
+    assert all(word in out for word in ("torch", "lightning", "bfloat16", "W&B", "disk"))
 
 
 @pytest.mark.parametrize(

@@ -13,14 +13,6 @@ from explainode.errors import UserError
 from explainode.report.files import append_lines, replace_file
 
 
-def test_replace_file_makes_folders_and_leaves_nothing_else(tmp_path: Path) -> None:
-    path = tmp_path / "a" / "b" / "report.html"
-    replace_file(path, b"one")
-    replace_file(path, b"two")
-    assert path.read_bytes() == b"two"
-    assert os.listdir(path.parent) == ["report.html"]
-
-
 @pytest.mark.parametrize("failing", ["fsync", "replace"])
 def test_a_failed_replacement_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
     path = tmp_path / "metrics.csv"
@@ -34,29 +26,6 @@ def test_a_failed_replacement_keeps_the_old_file(tmp_path: Path, monkeypatch: py
         replace_file(path, b"new")
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["metrics.csv"]
-
-
-def test_an_interrupted_replacement_keeps_the_old_file_and_the_interrupt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "metrics.csv"
-    replace_file(path, b"old")
-
-    def interrupt(_: int) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "fsync", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        replace_file(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["metrics.csv"]
-
-
-def test_files_follow_the_umask(tmp_path: Path) -> None:
-    before = os.umask(0o027)
-    try:
-        replace_file(tmp_path / "config.yaml", b"x")
-    finally:
-        os.umask(before)
-    assert (tmp_path / "config.yaml").stat().st_mode & 0o777 == 0o640
 
 
 def test_a_file_in_the_way_of_a_folder_is_a_sentence(tmp_path: Path) -> None:

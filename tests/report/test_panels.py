@@ -13,7 +13,7 @@ from explainode.metrics.results import Maps, Results
 from explainode.report.board import disagreement, is_control, make_board
 from explainode.report.colors import fault_tile
 from explainode.report.panels import class_name, draw_contour, draw_input, draw_map, legend, panel
-from explainode.report.picks import choose_images, worst
+from explainode.report.picks import choose_images, unfaithfulness, worst_images
 
 Build = Callable[..., Results]
 
@@ -160,6 +160,37 @@ def test_images_are_chosen_once_and_for_a_reason(make_results: Build) -> None:
     assert all(len(group.picks) + len(group.elsewhere) <= 8 for group in groups)
 
 
+def test_the_worst_are_those_of_all_measured_images_where_their_maps_are_there(make_results: Build) -> None:
+    """Eight images fixed beforehand and one added afterwards; the worst of 48 is the added one or one without maps."""
+    results = make_results(images=9, side=16, n=54, epochs=1)
+    added = int(results.maps[0].sample_id[8])
+    results.maps = [replace(maps, added=1) for maps in results.maps]
+    for key, values in results.per_image.items():
+        if key[2] == "deletion":
+            results.per_image[key] = {sample: 5.0 if sample == added else 0.1 for sample in values}
+    assert worst_images(results, 1) == [added]
+    board = make_board(results.maps)
+    fixed, worst, other = choose_images(results, board, each=1)
+    assert [pick.row for pick in fixed.picks] == [0] and board.fixed == 8
+    assert [(pick.row, pick.reason) for pick in worst.picks] == [(8, "deletion 5.00")]
+    assert "among all 54 measured images" in worst.note
+    assert "among the 9 images whose maps were kept (of 54 measured)" in other.note
+
+    unseen = next(sample for sample in range(54) if sample not in board.sample_id)
+    for key, values in results.per_image.items():
+        if key[2] == "deletion":
+            values[unseen] = 9.0
+    assert worst_images(results, 1) == [unseen]
+    worst = choose_images(results, board, each=1)[1]
+    assert [pick.row for pick in worst.picks] == [8], "the worst that can be shown"
+    assert "among the 9 images whose maps were kept (of 54 measured)" in worst.note
+
+
+def test_no_more_than_half_are_worst(make_results: Build) -> None:
+    results = make_results(images=4, side=16, n=8, epochs=1)
+    assert len(worst_images(results)) == 4
+
+
 def test_worst_follows_the_direction(make_results: Build) -> None:
     results = make_results(images=4, side=16, n=8, epochs=1)
     results.rows = [row for row in results.rows if row.metric == "insertion"]
@@ -167,6 +198,8 @@ def test_worst_follows_the_direction(make_results: Build) -> None:
     for model in board.models:
         for explainer in board.explainers:
             results.per_image[model, explainer, "insertion"].update({int(s): float(i) for i, s in enumerate(board.sample_id)})
-    metric, badness = worst(results, board)
+    metric, badness = unfaithfulness(results)
     assert metric == "insertion"
-    np.testing.assert_allclose(badness, [0, -1, -2, -3])  # higher is better: the first image is the worst
+    np.testing.assert_allclose(
+        [badness[int(s)] for s in board.sample_id], [0, -1, -2, -3]
+    )  # higher is better: the first image is the worst

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import random
+import tempfile
 import warnings
 from functools import partial
 from pathlib import Path
@@ -137,7 +138,7 @@ def test_trouble_with_the_disk_leaves_the_old_file(tmp_path, monkeypatch, number
         return fail() if replaced == point - 2 else real(source, target)
 
     if point == 0:
-        monkeypatch.setattr("builtins.open", fail)
+        monkeypatch.setattr(tempfile, "NamedTemporaryFile", fail)
     elif point == 1:
         monkeypatch.setattr(files._Hashing, "write", fail)
     elif point == 2:
@@ -149,7 +150,7 @@ def test_trouble_with_the_disk_leaves_the_old_file(tmp_path, monkeypatch, number
         IO.save_checkpoint(state(2.0), path)
     monkeypatch.undo()
     assert load_state(path)["state_dict"]["network.weight"][0, 0] == 1.0
-    assert not list(tmp_path.glob(".*.tmp"))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["last.ckpt", MANIFEST]
     IO.save_checkpoint(state(3.0), path)
     assert load_state(path)["state_dict"]["network.weight"][0, 0] == 3.0
 

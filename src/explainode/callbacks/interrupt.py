@@ -25,7 +25,8 @@ class Interrupt(Callback):
     """Turn the first Ctrl-C into a checkpoint and a `TrainingInterrupted` from `trainer.fit`, at the next batch end or inside validation.
 
     We raise instead of setting `trainer.should_stop`: Lightning would first run the whole validation and count the half epoch as a finished one,
-    so that a resumed run would skip the rest of it. A second Ctrl-C is a KeyboardInterrupt, wherever the program is.
+    so that a resumed run would skip the rest of it. A second Ctrl-C is a KeyboardInterrupt, wherever the program is: `trainer.fit` makes a
+    SystemExit(1) of it, the command line exit status 130, as shells expect of a program that Ctrl-C ended; nothing is saved then.
 
     Args:
         dirpath: where `last.ckpt` is written; None: beside the other checkpoints.

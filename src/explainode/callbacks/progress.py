@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-import threading
 import time
 from typing import Any, TextIO
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
+
+from explainode.callbacks.ticker import Ticker
 
 _REFRESH = 0.2  # seconds between two looks of the line on a terminal
 
@@ -26,7 +27,7 @@ def _clock(seconds: float) -> str:
 
 
 class Progress(ProgressBar):
-    """A progress line on stderr, written by a thread of its own, so that a long step does not silence it; a summary line for each epoch.
+    """A progress line on stderr, which a long step does not silence, and a summary line for each epoch.
 
     Args:
         every: seconds between plain lines where stderr is no terminal, at most 2 if nobody shall wonder.
@@ -42,8 +43,7 @@ class Progress(ProgressBar):
         self._stage, self._done, self._total = "", 0, 0.0
         self._loss: Any = None
         self._epoch_started = self._batches_before = 0.0
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._ticker: Ticker | None = None
         self._shown = 0  # width of the line that stands on the terminal
         self._summarized = -1
 
@@ -58,7 +58,7 @@ class Progress(ProgressBar):
         self._enabled = False
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_thread": None, "_stop": None}
+        return {**self.__dict__, "_ticker": None}
 
     def print(self, *args: Any, **kwargs: Any) -> None:
         """A line that stays."""
@@ -103,21 +103,14 @@ class Progress(ProgressBar):
             self.stream.write(text + "\n")
         self.stream.flush()
 
-    def _run(self) -> None:
-        while not self._stop.wait(_REFRESH if self.stream.isatty() else self.every):
-            self._show()
-
     def _begin(self) -> None:
-        if self._enabled and self._thread is None:
-            self._stop = threading.Event()
-            self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
-            self._thread.start()
+        if self._enabled and self._ticker is None:
+            self._ticker = Ticker(self._show, _REFRESH if self.stream.isatty() else self.every).start()
 
     def _end(self) -> None:
-        if self._thread is not None:
-            self._stop.set()
-            self._thread.join()
-            self._thread = None
+        if self._ticker is not None:
+            self._ticker.stop()
+            self._ticker = None
             self._clear()
 
     def _at(self, stage: str, done: int, total: float) -> None:

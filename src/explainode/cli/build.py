@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from torch import nn
 from explainode.cli.heartbeat import Heartbeat
 from explainode.cli.registry import check_parameters, instantiate
 from explainode.errors import UserError
-from explainode.evaluation import evaluate
+from explainode.evaluation import concatenate_maps, evaluate
 from explainode.metrics.results import Results
+from explainode.report.picks import worst_images
 from explainode.report.run import RunDirectory
 
 
@@ -84,8 +86,16 @@ def select_images(settings: Mapping[str, Any], data: Any) -> tuple[list[int], in
     return data.select_images(length, min(images, length) if isinstance(images, int) else images), length
 
 
-def measure(config: Mapping[str, Any], networks: Mapping[str, nn.Module], data: Any, folder: RunDirectory, epoch: int) -> Results:
+def measure(
+    config: Mapping[str, Any],
+    networks: Mapping[str, nn.Module],
+    data: Any,
+    folder: RunDirectory,
+    epoch: int,
+) -> Results:
     """Explain and measure each network on the chosen images of a split, and write what was found; every rank takes its share of the images.
+
+    Maps are kept of the panel's images, which are evenly spaced, and of those that all networks together explain worst.
 
     Raises:
         UserError: for a split or image selection that the data does not have, or a metric without what it needs.
@@ -98,31 +108,46 @@ def measure(config: Mapping[str, Any], networks: Mapping[str, nn.Module], data: 
     shown = max(1, min(settings["panel"], len(indices)))
     panel = [indices[i * len(indices) // shown] for i in range(shown)]
     rank, world_size = ranks()
-    mine = indices[rank::world_size]
     everything = Results()
-    for name, network in networks.items():
+
+    def look(name: str, metrics: Mapping[str, Any], images: list[int], panel: list[int], progress: Heartbeat) -> Results:
+        """What `evaluate` finds of one network; every rank takes its share of the images."""
+        mine = images[rank::world_size]
+        return evaluate(
+            networks[name].to(device),
+            explainers,
+            metrics,
+            data.batches(split, mine, settings["batch_size"]),
+            n=length,
+            name=name,
+            split=split,
+            epoch=epoch,
+            noise=settings["noise"],
+            seed=settings["seed"],
+            chunk_size=settings["chunk_size"],
+            panel=panel,
+            world_size=world_size,
+            total=len(mine),
+            progress=progress,
+        )
+
+    for name in networks:
         with Heartbeat(f"explaining {name}") as progress:
-            found = evaluate(
-                network.to(device),
-                explainers,
-                metrics,
-                data.batches(split, mine, settings["batch_size"]),
-                n=length,
-                name=name,
-                split=split,
-                epoch=epoch,
-                noise=settings["noise"],
-                seed=settings["seed"],
-                chunk_size=settings["chunk_size"],
-                panel=panel,
-                world_size=world_size,
-                total=len(mine),
-                progress=progress,
-            )
+            found = look(name, metrics, indices, panel, progress)
         data.check_skipped()
         if rank == 0:
             folder.write_results(found)
         everything.extend(found)
+    worst = [sample for sample in worst_images(everything) if sample not in panel]
+    for name in networks if worst else ():  # which images are worst is known only now: their maps are made again, to be drawn
+        with Heartbeat(f"drawing what {name} explains worst") as progress:
+            more = {maps.explainer: maps for maps in look(name, {}, worst, worst, progress).maps}
+        for place, maps in enumerate(everything.maps):
+            if maps.model == name and maps.explainer in more:
+                both = concatenate_maps([maps, more[maps.explainer]], [*panel, *worst])
+                everything.maps[place] = replace(both, added=len(more[maps.explainer].sample_id))
+                if rank == 0:
+                    folder.write_maps(everything.maps[place], split)
     return everything
 
 

@@ -1,6 +1,7 @@
 """The console script: finds the verb, runs it, and turns what goes wrong into one sentence and an exit status.
 
-0 good, 1 ours, 2 the user's, 130 interrupted. A traceback is shown only with `--debug`.
+0 good, 1 ours, 2 the user's, 130 interrupted: training saves a checkpoint at the first Ctrl-C, and stops at once at the second. A
+traceback is shown only with `--debug`.
 """
 
 from __future__ import annotations

@@ -115,8 +115,8 @@ def train(config: DictConfig) -> bool:
     networks: dict[str, Any] = {}
     interrupted = False
     for variant in variants(config):
-        network, interrupted = fit(plain(variant), folder)
-        networks[variant.variant] = network
+        module, interrupted = fit(plain(variant), folder)
+        networks[variant.variant] = module.network.eval()
         if interrupted:
             break
     epoch = settings["trainer"].get("max_epochs") or 0
@@ -150,29 +150,48 @@ def variants(config: DictConfig) -> list[DictConfig]:
 
 
 def fit(settings: Mapping[str, Any], folder: Any) -> tuple[Any, bool]:
-    """Train one variant; the network (in eval mode), and whether the user interrupted."""
+    """Train one variant; its module, and whether the user interrupted.
+
+    Raises:
+        KeyboardInterrupt: at the second Ctrl-C (exit status 130), which Lightning would turn into an exit with status 1.
+    """
     from lightning.pytorch import seed_everything
+    from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
     from explainode.callbacks.interrupt import TrainingInterrupted
     from explainode.cli.build import build_network
     from explainode.cli.registry import instantiate
     from explainode.training.checkpoint import AtomicCheckpointIO, resume_path
+    from explainode.training.precision import slow_precision
 
     seed_everything(settings["seed"], workers=True, verbose=False)
     data = instantiate(settings["data"])
     network = build_network(settings["model"])
     module = instantiate(settings["module"], network=network)
-    callbacks = [instantiate(entry) for entry in (settings.get("callback") or {}).values()]
-    callbacks.sort(key=lambda callback: "EMA" in type(callback).__name__)  # ours first: the weights explained are the weights validated
+    callbacks = averaging_last([instantiate(entry) for entry in (settings.get("callback") or {}).values()])
     loggers = [instantiate(entry) for entry in (settings.get("logger") or {}).values()]
     trainer = instantiate(settings["trainer"], callbacks=callbacks, logger=loggers or False, plugins=[AtomicCheckpointIO()])
+    slow = slow_precision(str(trainer.precision), trainer.strategy.root_device)
+    if slow is not None:
+        rank_zero_warn(slow)
     checkpoints = Path(folder.path) / "checkpoints" / settings["variant"]
     interrupted = False
     try:
         trainer.fit(module, datamodule=data, ckpt_path=resume_path(settings["ckpt_path"], checkpoints))
     except TrainingInterrupted:
         interrupted = True
-    return network.eval(), interrupted
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from stop
+        raise
+    return module, interrupted
+
+
+def averaging_last(callbacks: Sequence[Any]) -> list[Any]:
+    """The callbacks in their order, those that average weights behind all others: the weights explained are the weights validated."""
+    from lightning.pytorch.callbacks import WeightAveraging
+
+    return sorted(callbacks, key=lambda callback: isinstance(callback, WeightAveraging))
 
 
 def finish(folder: Any, interrupted: bool = False) -> None:

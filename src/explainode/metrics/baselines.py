@@ -11,16 +11,10 @@ import torch
 from torch import Tensor
 
 from explainode.attribution import Explanation
+from explainode.blur import blur, gaussian_kernel, separable_filter
 from explainode.errors import UserError, nearest
 from explainode.metrics.units import normalization
 from explainode.randomness import sample_keys, uniform_like
-
-
-def gaussian_kernel(size: int, sigma: float) -> Tensor:
-    """(size,) float64 weights of a Gaussian cut at `size` samples, sum 1."""
-    steps = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
-    weights = torch.exp(-0.5 * (steps / sigma) ** 2)
-    return weights / weights.sum()
 
 
 def folded_kernel(size: int, sigma: float) -> Tensor:
@@ -35,41 +29,9 @@ def folded_kernel(size: int, sigma: float) -> Tensor:
     return torch.where(place == size // 2, weights, 0.0).sum(1)
 
 
-def filter_matrix(kernel: Tensor, size: int, pad: str) -> Tensor:
-    """(size, size) M such that x @ M filters rows x (..., size) by an odd kernel (k,); borders "reflect" or "zero".
-
-    Raises:
-        UserError: if the kernel reaches further than a reflected row does.
-    """
-    half = len(kernel) // 2
-    if pad == "reflect" and half >= size:
-        raise UserError(f"a blur of {len(kernel)} pixels needs images larger than {half}, got a side of {size}; choose baseline=blur")
-    source = torch.arange(size)[:, None] + torch.arange(-half, half + 1)  # (size, k) where each output looks
-    weights = kernel.expand(size, -1)
-    if pad == "reflect":
-        source = source.abs()
-        source = torch.where(source < size, source, 2 * (size - 1) - source)
-    else:
-        inside = (source >= 0) & (source < size)
-        source, weights = source.clamp(0, size - 1), torch.where(inside, weights, 0.0)
-    columns = torch.zeros(size, size, dtype=kernel.dtype)
-    return columns.scatter_add_(1, source, weights.contiguous()).T
-
-
-def separable_filter(x: Tensor, kernel: Tensor, pad: str) -> Tensor:
-    """x (B, C, H, W) filtered along both axes by an odd kernel (k,); borders "reflect" or "zero".
-
-    As two matrix products: on a CPU eight times faster than grouped convolutions with the 77 taps that 224 pixels ask for.
-    """
-    down, across = (filter_matrix(kernel, side, pad).to(x) for side in x.shape[-2:])
-    return down.T @ (x @ across)
-
-
 def _blur(explanation: Explanation) -> Tensor:
-    """A Gaussian that scales with the shorter side s: size odd(11 s / 32), sigma 5 s / 32."""
-    side = min(explanation.x.shape[-2:])
-    size = 2 * int(11 * side / 32 / 2) + 1
-    return separable_filter(explanation.x, gaussian_kernel(size, 5 * side / 32), "reflect")
+    """A Gaussian that scales with the image."""
+    return blur(explanation.x)
 
 
 def _rise(explanation: Explanation) -> Tensor:

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from explainode.attribution import REDUCTIONS, Explanation, normalize
-from explainode.errors import UserError, nearest
+from explainode.attribution import Explanation, check_reduction, normalize
+from explainode.errors import UserError
 from explainode.metrics.base import ExplanationMetric
 
 
@@ -79,9 +79,7 @@ class SegmentationAgreement(ExplanationMetric):
     kind = "segmentation_agreement"
 
     def __init__(self, reduction: str = "sum") -> None:
-        if reduction not in REDUCTIONS:
-            raise UserError(f"no channel reduction named {reduction!r}; the nearest are {nearest(reduction, REDUCTIONS)}")
-        self.reduction = reduction
+        self.reduction = check_reduction(reduction)
         super().__init__()
 
     def measure(self, explanation: Explanation) -> Tensor:

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from explainode.attribution import REDUCTIONS, Explanation, rank_pixels
-from explainode.errors import UserError, nearest
+from explainode.attribution import Explanation, check_reduction, rank_pixels
+from explainode.errors import UserError
 from explainode.metrics.baselines import baseline_image, baseline_logits, check_baseline
 
 ROWS = 64  # perturbed images per forward where the batch is smaller; several steps then travel together
@@ -42,8 +42,7 @@ class Walk:
 
     def __post_init__(self) -> None:
         check_baseline(self.baseline)
-        if self.reduction not in REDUCTIONS:
-            raise UserError(f"no channel reduction named {self.reduction!r}; the nearest are {nearest(self.reduction, REDUCTIONS)}")
+        check_reduction(self.reduction)
         if self.ties not in ("raster", "reverse"):
             raise UserError(f"ties must be 'raster' or 'reverse', got {self.ties!r}")
         if self.points != "adaptive" and not (isinstance(self.points, int) and self.points >= 2):
@@ -63,7 +62,8 @@ class Walk:
 def usable(explanation: Explanation, reduction: str) -> Tensor:
     """(B,) bool: the map orders the pixels; False for constant maps and maps with NaN or infinities."""
     heat = explanation.heatmap(reduction).flatten(1)
-    return torch.isfinite(heat).all(1) & (heat.amax(1) > heat.amin(1))
+    low, high = heat.amin(1), heat.amax(1)  # NaN and infinities reach these two
+    return torch.isfinite(low) & torch.isfinite(high) & (high > low)
 
 
 def pixel_order(heatmap: Tensor, ties: str = "raster") -> Tensor:
@@ -82,7 +82,7 @@ def _packed_order(flat: Tensor, reverse: bool) -> Tensor:
     Ranking would otherwise be a third of all that a walk costs beyond the network.
     """
     bits = (flat + 0.0).contiguous().view(torch.int32)  # + 0.0 turns -0.0 into 0.0
-    ascending = bits.bitwise_xor((bits >> 31).bitwise_and_(0x7FFFFFFF))  # integers in the order of the floats
+    ascending = (bits >> 31).bitwise_and_(0x7FFFFFFF).bitwise_xor_(bits)  # integers in the order of the floats
     place = torch.arange(flat.shape[1])
     keys = ascending.bitwise_not_().long().bitwise_left_shift_(32).bitwise_or_(place.flip(0) if reverse else place)
     keys.numpy().sort(axis=1)
@@ -118,7 +118,7 @@ def walk_images(start: Tensor, end: Tensor, order: Tensor, counts: Sequence[int]
         if copies == 1
         else torch.empty((copies * batch, *state.shape[1:]), dtype=state.dtype, device=state.device, memory_format=layout)
     )
-    rows = torch.arange(batch, device=start.device)
+    rows = torch.arange(batch, device=start.device).repeat(copies)
     found = None
     done = 0
     for top in range(0, len(counts), copies):
@@ -128,7 +128,7 @@ def walk_images(start: Tensor, end: Tensor, order: Tensor, counts: Sequence[int]
             done = count
             if copies > 1:
                 stack[place * batch : (place + 1) * batch].copy_(state)
-        logits = forward(stack[: len(group) * batch], rows.repeat(len(group)))
+        logits = forward(stack[: len(group) * batch], rows[: len(group) * batch])
         if found is None:
             found = torch.empty(len(counts), batch, logits.shape[1], dtype=torch.float32, device=logits.device)
         found[top : top + len(group)] = logits.view(len(group), batch, -1)

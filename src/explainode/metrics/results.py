@@ -49,6 +49,7 @@ class Maps:
     Attributes:
         image: (N, H, W, 3) uint8; attribution: (N, C or 1, h, w) float32 (stored as float16 with a scale); mask: (N, H, W) int8 or None.
         sample_id, label, target: (N,) int64; probability: (N,) of the target.
+        added: so many of the images, the last ones, were not chosen beforehand, but because they turned out to be explained worst.
     """
 
     model: str
@@ -61,6 +62,7 @@ class Maps:
     target: np.ndarray
     probability: np.ndarray
     mask: np.ndarray | None = None
+    added: int = 0
 
 
 Key = tuple[str, str, str]  # model, explainer, metric (as in Row)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from explainode.attribution import REDUCTIONS, Explanation
-from explainode.errors import UserError, nearest
+from explainode.attribution import Explanation, check_reduction
 from explainode.metrics.base import ExplanationMetric
 
 
@@ -55,9 +54,7 @@ class Smoothness(ExplanationMetric):
     kind = "smoothness"
 
     def __init__(self, reduction: str = "sum") -> None:
-        if reduction not in REDUCTIONS:
-            raise UserError(f"no channel reduction named {reduction!r}; the nearest are {nearest(reduction, REDUCTIONS)}")
-        self.reduction = reduction
+        self.reduction = check_reduction(reduction)
         super().__init__()
 
     def measure(self, explanation: Explanation) -> Tensor:

@@ -28,6 +28,7 @@ class Board:
         heatmap: {(model, explainer): (N, H, W) float32}; a pair that was not measured is missing.
         target, probability: {model: (N,)} the explained class and its probability; epoch: {model: last epoch}.
         kind: {explainer: "magnitude" | "signed" | "paper002"}; scale: {(model, explainer): (N,)}.
+        fixed: so many of the images, the first ones, were chosen before anything was measured.
     """
 
     models: list[str]
@@ -43,6 +44,7 @@ class Board:
     kind: dict[str, str]
     scale: dict[tuple[str, str], np.ndarray]
     colors: Colors
+    fixed: int
 
     def __len__(self) -> int:
         return len(self.sample_id)
@@ -82,6 +84,7 @@ def make_board(maps: Sequence[Maps], colors: Colors | str = "auto", scale: str =
         kind[explainer] = colors.kind(stack)
         scales |= {(model, explainer): s for model, s in zip(having, scales_of(stack, scale), strict=True)}
     last = {m.model: m for m in maps}
+    beforehand = set(first.sample_id[: len(first.sample_id) - first.added].tolist())
     return Board(
         models=models,
         explainers=explainers,
@@ -96,6 +99,7 @@ def make_board(maps: Sequence[Maps], colors: Colors | str = "auto", scale: str =
         kind=kind,
         scale=scales,
         colors=colors,
+        fixed=sum(sample in beforehand for sample in order),
     )
 
 

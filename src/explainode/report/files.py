@@ -1,15 +1,14 @@
-"""Writing files so that a crash, a full disk or a read-only folder never harms what was there before."""
+"""Writing a run's tables and files: whole lines, whole files, and a sentence for the user where the disk refuses."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from explainode.errors import UserError
+from explainode.files import replacing
 
 
 @contextlib.contextmanager
@@ -27,26 +26,13 @@ def told_in_one_sentence(path: Path) -> Iterator[None]:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write `content` beside `path`, flush it to the disk, then rename: a reader sees the old file or the new one, never a part.
+    """Write `content` in the place of `path`, see `files.replacing`.
 
     Raises:
         UserError: if the folder cannot be made or written.
     """
-    with told_in_one_sentence(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", suffix=".part", dir=path.parent)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(name, 0o666 & ~_umask())  # mkstemp's files are private; a run directory is shared as the user's umask says
-            os.replace(name, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(name)
-            raise
-        _sync_folder(path.parent)
+    with told_in_one_sentence(path), replacing(path) as file:
+        file.write(content)
 
 
 def append_lines(path: Path, header: str, lines: str) -> None:
@@ -87,21 +73,3 @@ def _end_of_last_line(descriptor: int, block: int = 65536) -> int:
             return start + found + 1
         end = start
     return 0
-
-
-def _sync_folder(folder: Path) -> None:
-    """Flush the rename itself, where the file system can: network ones may refuse, and then the file is as safe as they make it."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
-            raise
-    finally:
-        os.close(descriptor)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

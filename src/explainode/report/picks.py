@@ -10,6 +10,8 @@ from explainode.metrics.results import Results
 from explainode.report.board import Board, disagreement, is_control
 from explainode.report.comparisons import FAITHFUL, final_rows
 
+EACH = 8  # images of a group at most
+
 
 @dataclass(frozen=True)
 class Pick:
@@ -29,55 +31,61 @@ class Group:
     elsewhere: list[Pick]
 
 
-def choose_images(results: Results, board: Board, each: int = 8) -> list[Group]:
+def choose_images(results: Results, board: Board, each: int = EACH) -> list[Group]:
     """At most `each` images for each of three groups; an image is drawn once, in the first group that wants it."""
     shown: set[int] = set()
     groups = [
         _group(
             "Fixed images",
             "The same in every epoch and every report of this data.",
-            [Pick(r, "") for r in range(min(each, len(board)))],
+            [Pick(r, "") for r in range(min(each, board.fixed))],
             shown,
         )
     ]
-    metric, badness = worst(results, board)
+    metric, badness = unfaithfulness(results)
+    kept = f"the {len(board)} images whose maps were kept" + (f" (of {len(badness)} measured)" if len(badness) > len(board) else "")
     if metric is not None:
-        note = f"The least faithful explanations among the images whose maps were kept, by {metric} averaged over explainers and models."
-        groups.append(_group("Worst explained", note, _largest(badness, each, metric, len(board)), shown))
+        among, picks = kept, _largest(np.array([badness.get(int(s), np.nan) for s in board.sample_id]), each, metric)
+        row = {int(sample): r for r, sample in enumerate(board.sample_id)}
+        if set(worst := worst_images(results, each)) <= set(row):
+            among, picks = f"all {len(badness)} measured images", [_pick(row[sample], metric, badness[sample]) for sample in worst]
+        note = f"The least faithful explanations among {among}, by {metric} averaged over explainers and models."
+        groups.append(_group("Worst explained", note, picks, shown))
     between = "the two models" if len(board.models) == 2 else "the models" if len(board.models) > 2 else "the explainers"
-    note = f"Where {between} point to different places: 1 − rank correlation of their maps, averaged."
-    groups.append(_group("Most disagreement", note, _largest(disagreement(board), each, "disagreement", len(board)), shown))
+    note = f"Where {between} point to different places, among {kept}: 1 − rank correlation of their maps, averaged."
+    groups.append(_group("Most disagreement", note, _largest(disagreement(board), each, "disagreement"), shown))
     return [group for group in groups if group.picks or group.elsewhere]
 
 
-def worst(results: Results, board: Board) -> tuple[str | None, np.ndarray]:
-    """The metric that ranks images, and (N,) how bad each image's explanations are (controls aside); NaN where not measured."""
-    rows = final_rows(results)
-    names = [
-        m
-        for name in FAITHFUL
-        for _, e, m in rows
-        if m.startswith(name) and any((model, e, m) in results.per_image for model in board.models)
-    ]
+def unfaithfulness(results: Results) -> tuple[str | None, dict[int, float]]:
+    """The metric that ranks images, and how bad each measured image's explanations are: averaged over explainers (controls aside) and models."""
+    rows = {key: row for key, row in final_rows(results).items() if key in results.per_image}
+    names = [metric for name in FAITHFUL for _, _, metric in rows if metric.startswith(name)]
     if not names:
-        return None, np.full(len(board), np.nan)
-    metric = names[0]
-    tables = [
-        (results.per_image[key], -1.0 if row.higher_is_better else 1.0)
-        for key, row in rows.items()
-        if key[2] == metric and not is_control(key[1]) and key in results.per_image and row.higher_is_better is not None
-    ]
-    values = np.array([[sign * table.get(int(sample), np.nan) for sample in board.sample_id] for table, sign in tables]).reshape(
-        -1, len(board)
-    )
-    known = ~np.isnan(values)
-    return metric, np.divide(np.where(known, values, 0).sum(0), known.sum(0), out=np.full(len(board), np.nan), where=known.any(0))
+        return None, {}
+    values: dict[int, list[float]] = {}
+    for key, row in rows.items():
+        if key[2] == names[0] and not is_control(key[1]) and row.higher_is_better is not None:
+            for sample, value in results.per_image[key].items():
+                if not np.isnan(value):
+                    values.setdefault(sample, []).append(-value if row.higher_is_better else value)
+    return names[0], {sample: float(np.mean(values[sample])) for sample in sorted(values)}
 
 
-def _largest(score: np.ndarray, each: int, name: str, total: int) -> list[Pick]:
-    """The images with the largest score, and no more than half of all: the better half is not "worst"."""
+def worst_images(results: Results, each: int = EACH) -> list[int]:
+    """Sample ids of the least faithfully explained of all measured images, worst first; no more than half: the better half is not "worst"."""
+    badness = unfaithfulness(results)[1]
+    return sorted(badness, key=lambda sample: -badness[sample])[: min(each, len(badness) // 2)]
+
+
+def _largest(score: np.ndarray, each: int, name: str) -> list[Pick]:
+    """The images with the largest score, and no more than half of all."""
     order = [int(r) for r in np.argsort(-score, kind="stable") if not np.isnan(score[r])]
-    return [Pick(r, f"{name} {abs(score[r]):.2f}") for r in order[: min(each, total // 2)]]
+    return [_pick(r, name, score[r]) for r in order[: min(each, len(score) // 2)]]
+
+
+def _pick(row: int, name: str, score: float) -> Pick:
+    return Pick(row, f"{name} {abs(score):.2f}")
 
 
 def _group(title: str, note: str, picks: list[Pick], shown: set[int]) -> Group:

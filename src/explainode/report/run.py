@@ -132,7 +132,7 @@ class RunDirectory:
         if owners - place.keys():
             raise ValueError(f"results hold values of {', '.join(sorted(owners - place.keys()))}, but no row")
         for maps in results.maps:
-            replace_file(self._map_path(maps, place[maps.model][1]), _pack(maps))
+            self.write_maps(maps, place[maps.model][1])
         values = (
             (*place[key[0]], *key, sample, float(value)) for key, of_key in results.per_image.items() for sample, value in of_key.items()
         )
@@ -145,6 +145,14 @@ class RunDirectory:
         self._append("curves.csv", CURVE_COLUMNS, points)
         self.write_warnings(results.warnings)
         self._append("metrics.csv", ROW_COLUMNS, (_cells(row) for row in results.rows))
+
+    def write_maps(self, maps: Maps, split: str) -> None:
+        """The maps of one model and explainer, in the place of those of the same epoch.
+
+        Raises:
+            UserError: if the file cannot be written.
+        """
+        replace_file(self._map_path(maps, split), _pack(maps))
 
     def write_warnings(self, warnings: Iterable[str]) -> None:
         """Add sentences to warnings.txt, each once."""
@@ -297,6 +305,7 @@ def _pack(maps: Maps) -> bytes:
         "label": maps.label,
         "target": maps.target,
         "probability": maps.probability,
+        "added": np.array(maps.added),
     }
     if maps.mask is not None:
         fields["mask"] = maps.mask.astype(np.int8)
@@ -311,6 +320,7 @@ def _unpack(path: Path) -> Maps:
             fields: dict[str, Any] = {name: file[name] for name in file.files}
         fields["attribution"] = np.ldexp(fields["attribution"].astype(np.float32), fields.pop("exponent")[:, None, None, None])
         fields |= {"model": str(fields["model"]), "explainer": str(fields["explainer"]), "epoch": int(fields["epoch"])}
+        fields["added"] = int(fields.get("added", 0))  # absent in runs of earlier versions
         return Maps(**fields)
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]

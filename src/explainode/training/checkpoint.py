@@ -10,15 +10,15 @@ import pickle
 import time
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
 from explainode.errors import UserError
+from explainode.files import replacing
 
 MANIFEST = "manifest.json"
 _PATTERNS = ("last*.ckpt", "epoch*.ckpt", "hpc_ckpt_*.ckpt")
@@ -28,7 +28,7 @@ _PIECE = 1 << 20
 class _Hashing:
     """A binary file that also counts and hashes what is written to it."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: IO[bytes]) -> None:
         self.file, self.sha256, self.size = file, hashlib.sha256(), 0
 
     def write(self, data: Any) -> int:
@@ -39,25 +39,6 @@ class _Hashing:
 
     def flush(self) -> None:
         self.file.flush()
-
-
-def _replace(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Write a file under another name, push it to the disk, and put it in place at once; nothing is left behind when that fails."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        with suppress(OSError):  # already in place, or it was never made
-            temporary.unlink()
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
@@ -75,7 +56,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     text = json.dumps(manifest, indent=1, sort_keys=True).encode()
-    _replace(folder / MANIFEST, lambda file: file.write(text))
+    with replacing(folder / MANIFEST) as file:
+        file.write(text)
 
 
 def _sha256(path: Path) -> str:
@@ -216,7 +198,6 @@ class AtomicCheckpointIO(CheckpointIO):
             raise TypeError("storage_options are not supported")
         path = Path(path)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             self._save(checkpoint, path)
         except OSError as error:
             raise UserError(
@@ -224,7 +205,7 @@ class AtomicCheckpointIO(CheckpointIO):
             ) from error
 
     def _save(self, checkpoint: dict[str, Any], path: Path) -> None:
-        def write(file: BinaryIO) -> None:
+        with replacing(path) as file:
             hashing = _Hashing(file)
             try:
                 torch.save(checkpoint, hashing)  # type: ignore[arg-type]  # it needs no more than write and flush
@@ -252,8 +233,6 @@ class AtomicCheckpointIO(CheckpointIO):
                 entry["previous"] = {"sha256": old["sha256"], "size": old["size"]}
             os.fsync(file.fileno())
             _write_manifest(path.parent, {**manifest, path.name: entry})
-
-        _replace(path, write)
 
     def load_checkpoint(self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Read `path` after verifying it; always with weights_only=True.

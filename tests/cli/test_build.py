@@ -1,0 +1,61 @@
+"""What `measure` keeps for pictures: the panel, and the images that turn out to be explained worst."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from explainode.cli.build import measure
+from explainode.data.shapes import ShapesData
+from explainode.evaluation import evaluate
+from explainode.explainers.gradient import InputXGradient, Saliency
+from explainode.metrics.faithfulness import Deletion
+from explainode.report.picks import worst_images
+from explainode.report.run import RunDirectory
+
+SETTINGS = {
+    "evaluation": {
+        "split": "test", "images": 20, "batch_size": 8, "chunk_size": "auto", "noise": "off", "seed": 0, "panel": 4, "device": "cpu",
+    },
+    "explainer": {
+        "saliency": {"_target_": "explainode.explainers.gradient.Saliency"},
+        "input_x_gradient": {"_target_": "explainode.explainers.gradient.InputXGradient"},
+    },
+    "metric": {"deletion": {"_target_": "explainode.metrics.faithfulness.Deletion", "points": 6}},
+}  # fmt: skip
+
+
+def network(seed):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv2d(3, 6, 3, stride=2), nn.Tanh(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(24, 8)).eval()
+
+
+def test_the_worst_of_all_measured_images_are_kept_beside_the_panel(tmp_path):
+    data, networks = ShapesData(train_size=8, val_size=8, test_size=40, size=16), {"a": network(0), "b": network(1)}
+    folder = RunDirectory(tmp_path)
+    found = measure(SETTINGS, networks, data, folder, epoch=0)
+    panel = [0, 10, 20, 30]
+    worst = [sample for sample in worst_images(found) if sample not in panel]
+    assert len(worst) >= 4 and len(found.maps) == 4
+    read = folder.read_results()
+    assert read.per_image == found.per_image and {row.n for row in read.rows} == {20}, "looking again measures nothing"
+    everything = data.select_images(40, 20)
+    for maps in read.maps:
+        assert maps.sample_id.tolist() == [*panel, *worst] and maps.added == len(worst)
+        explainer = {"saliency": Saliency(), "input_x_gradient": InputXGradient()}[maps.explainer]
+        batches = data.batches("test", everything, 20)
+        whole = evaluate(networks[maps.model], {"e": explainer}, {"deletion": Deletion(points=6)}, batches, n=40, panel=everything).maps[0]
+        rows = [everything.index(sample) for sample in maps.sample_id]
+        np.testing.assert_array_equal(maps.image, whole.image[rows])
+        np.testing.assert_array_equal(maps.target, whole.target[rows])
+        expected = whole.attribution[rows]
+        peak = np.abs(expected).max((1, 2, 3), keepdims=True)
+        assert (np.abs(maps.attribution - expected) <= 2e-3 * peak).all()  # float16 with a scale of its own
+
+
+def test_without_a_faithfulness_metric_only_the_panel_is_kept(tmp_path):
+    data = ShapesData(train_size=8, val_size=8, test_size=40, size=16)
+    settings = SETTINGS | {"metric": {"smoothness": {"_target_": "explainode.metrics.smoothness.Smoothness"}}}
+    found = measure(settings, {"a": network(0)}, data, RunDirectory(tmp_path), epoch=0)
+    assert all(maps.sample_id.tolist() == [0, 10, 20, 30] and maps.added == 0 for maps in found.maps)
