@@ -81,6 +81,11 @@ def sample_keys(sample_ids: Tensor, *parts: int | str) -> Tensor:
     return _mix_(z.add_(_signed(chain(*parts))))
 
 
+def fold_in(keys: Tensor, *parts: int | str) -> Tensor:
+    """(B,) int64 keys chained from `keys` (B,) and further `parts`: the keys of a step, a level, a layer below them."""
+    return sample_keys(keys, *parts)
+
+
 def _steps(count: int, device: torch.device) -> Tensor:
     """(count,) int64: how far positions 0..count-1 lie from a key in splitmix64's sequence."""
     return torch.arange(1, count + 1, device=device, dtype=torch.int64).mul_(_signed(GOLDEN))

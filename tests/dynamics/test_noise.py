@@ -1,4 +1,4 @@
-"""Noise against its three equations: when it speaks, from which key, how large, and with which gradient."""
+"""Noise against its equations: when it speaks, from which key, how large, and with which gradient."""
 
 import copy
 
@@ -24,14 +24,17 @@ def state(batch=6, channels_last=False, dtype=torch.float32):
 
 def draw(noise, x, seed=1, **scope):
     with noise_scope(torch.arange(len(x)), seed=seed, **scope):
-        return noise(x)
+        return noise(x, x) if noise.kind == "dropout" else noise(x)
+
+
+ALL_KINDS = [{}, {"normalize": "batch"}, {"normalize": False}, *({"kind": kind} for kind in ("multiplicative", "dropout", "jump"))]
 
 
 # --- the equations ---
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_the_three_equations(channels_last):
+def test_the_gaussian_equations(channels_last):
     x = state(channels_last=channels_last)
     eps = normal_like(x, sample_keys(torch.arange(6), 1, 4, 0, 0))  # seed, block, step, draw
     std = x.contiguous().flatten(1).std(1, unbiased=False).view(-1, 1, 1, 1)
@@ -56,9 +59,42 @@ def test_mean_and_std(offset):
     assert torch.allclose(std.flatten().double(), rows.std(1, unbiased=False), rtol=1e-5)
 
 
+def test_dropout_noise_is_dropout_of_the_change():
+    x, f = torch.zeros(64, 5000), 1 + torch.rand(64, 5000)
+    noise = numbered(magnitude=0.3, kind="dropout")
+    with noise_scope(torch.arange(64), seed=1):
+        dropped = (f + noise(x, f)) / f
+    kept = dropped > 0.5
+    assert torch.allclose(dropped[kept], torch.tensor(1 / 0.7)) and torch.allclose(dropped[~kept], torch.tensor(0.0), atol=1e-6)
+    assert kept.float().mean().item() == pytest.approx(0.7, abs=5 * (0.3 * 0.7 / kept.numel()) ** 0.5)  # five standard errors
+    with noise_scope(torch.arange(64)), pytest.raises(RuntimeError, match="change"):
+        noise(x)
+
+
+def test_jumps_are_rare_fair_and_in_proportion_to_the_state():
+    x = 1 + torch.rand(64, 5000)
+    jumps = draw(numbered(magnitude=0.5, kind="jump", rate=0.2), x) / x
+    assert set(jumps.unique().tolist()) == {-0.5, 0.0, 0.5}
+    for sign in (-0.5, 0.5):
+        assert (jumps == sign).float().mean().item() == pytest.approx(0.1, abs=5 * (0.1 * 0.9 / x.numel()) ** 0.5)  # five standard errors
+    assert torch.count_nonzero(draw(numbered(kind="jump", rate=0.0), x)) == 0
+    assert torch.count_nonzero(draw(numbered(kind="jump", rate=1.0), x)) == x.numel()
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_noise_normalized_by_the_batch_depends_on_batch_mates(channels_last):
+    x = state(channels_last=channels_last) * torch.arange(1, 7).view(-1, 1, 1, 1)
+    eps = normal_like(x, sample_keys(torch.arange(6), 1, 4, 0, 0))
+    noise = numbered(magnitude=0.5, normalize="batch")
+    assert torch.allclose(draw(noise, x), 0.5 * x.std(unbiased=False) * eps, rtol=1e-5)
+    assert not torch.allclose(draw(noise, x)[:3], draw(noise, x[:3]), rtol=1e-2)
+    alone = numbered(magnitude=0.5)
+    assert torch.equal(draw(alone, x)[:3], draw(alone, x[:3]))
+
+
 def test_noise_keeps_dtype_and_memory_order():
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
-        for settings in ({}, {"normalize": False}, {"kind": "multiplicative"}):
+        for settings in ALL_KINDS:
             x = state(channels_last=True, dtype=dtype).requires_grad_()
             noise = draw(numbered(**settings), x)
             assert noise.dtype == dtype and noise.stride() == x.stride()
@@ -69,7 +105,7 @@ def test_noise_keeps_dtype_and_memory_order():
 # --- the gradient ---
 
 
-@pytest.mark.parametrize("settings", [{}, {"kind": "multiplicative"}])
+@pytest.mark.parametrize("settings", [settings for settings in ALL_KINDS if settings.get("normalize", True)], ids=str)
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_gradient_and_second_gradient_are_exact(settings, channels_last):
     x = state(2, channels_last, torch.float64)[:, :2, :3, :3].requires_grad_()
@@ -111,15 +147,16 @@ def test_a_scope_decides_when_there_is_one(training):
     assert draw(noise, state(), active=False) is None
 
 
-def test_without_a_scope_train_mode_decides_and_torch_draws():
-    noise, x = Noise(), state()  # needs no number here
-    assert noise.eval()(x) is None
+@pytest.mark.parametrize("settings", ALL_KINDS, ids=str)
+def test_without_a_scope_train_mode_decides_and_torch_draws(settings):
+    noise, x = Noise(**settings), state()  # needs no number here
+    assert noise.eval()(x, x) is None
     noise.train()
     torch.manual_seed(0)
-    first = noise(x)
-    assert not torch.equal(noise(x), first)
+    first = noise(x, x)
+    assert not torch.equal(noise(x, x), first)
     torch.manual_seed(0)
-    assert torch.equal(noise(x), first)
+    assert torch.equal(noise(x, x), first)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -141,12 +178,15 @@ def test_magnitude_0_never_speaks():
 # --- keys ---
 
 
-def test_noise_is_the_same_whatever_the_batch():
-    noise, x = numbered(normalize=False), state(64)
+@pytest.mark.parametrize("settings", [settings for settings in ALL_KINDS if settings.get("normalize") != "batch"], ids=str)
+def test_noise_is_the_same_whatever_the_batch(settings):
+    noise, x = numbered(**settings), state(64)
     whole = draw(noise, x)
     for rows in (torch.arange(1), torch.arange(7), torch.randperm(64), torch.tensor([5, 5, 9])):
         with noise_scope(torch.arange(64), seed=1), noise_rows(rows):
-            assert torch.equal(noise(x[rows]), whole[rows])
+            drawn = noise(x[rows], x[rows])
+            # the standard deviation of one row may be summed in another order than that of many
+            assert torch.allclose(drawn, whole[rows], rtol=1e-6, atol=0) if settings == {} else torch.equal(drawn, whole[rows])
 
 
 def test_seed_draw_block_and_sample_change_it():
@@ -179,8 +219,12 @@ def test_blocks_are_numbered_in_module_order():
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"kind": "additiv"}, r"one of additive, multiplicative, got 'additiv'; the nearest is additive"),
+        ({"kind": "additiv"}, r"one of additive, multiplicative, dropout, jump, got 'additiv'; the nearest is additive"),
         ({"where": "inside"}, r"before or after the activation, got where='inside'"),
+        ({"kind": "jmp"}, r"nearest is jump"),
+        ({"normalize": "sample"}, r"each sample \(true\).*normalize='sample'"),
+        ({"kind": "dropout", "magnitude": 1.0}, r"probability of dropping and must be below 1, got 1.0"),
+        ({"kind": "jump", "rate": 1.5}, r"rate of jumps .* \[0, 1\], got 1.5"),
         ({"magnitude": -0.1}, r"at least 0, got -0.1"),
         ({"magnitude": float("nan")}, r"finite number of at least 0, got nan"),
     ],

@@ -19,7 +19,7 @@ from explainode.errors import UserError, nearest
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
 
-GROUPS = ("model", "data", "module", "trainer", "explainer", "metric", "callback", "logger", "experiment")
+GROUPS = ("model", "solver", "data", "module", "trainer", "explainer", "metric", "callback", "logger", "experiment")
 MANY_OF = ("explainer", "metric", "callback", "logger")  # several entries may be chosen; each sits under its own name
 ALLOWED_TARGETS = (
     "explainode.",
@@ -246,7 +246,7 @@ def _build(node: Any, extra: Mapping[str, Any] | None = None) -> Any:
 
 
 def load(path: str, overrides: Mapping[str, Any] | None = None) -> DictConfig:
-    """The yaml of an entry such as "explainer/ig", unresolved, with `overrides` merged in.
+    """The yaml of an entry such as "explainer/ig", unresolved, the entries that its `defaults` list names in place, with `overrides` merged in.
 
     Raises:
         UserError: for an unknown group, name or key.
@@ -256,6 +256,10 @@ def load(path: str, overrides: Mapping[str, Any] | None = None) -> DictConfig:
         raise UserError(f"an entry is named as group/name (explainer/ig), got {path!r}")
     config = OmegaConf.create(_text(group, name))
     assert isinstance(config, DictConfig)
+    for default in config.pop("defaults", []):  # such as {"/model@teacher": "six_block"}
+        (place, entry), *_ = default.items()
+        other, _, key = place.lstrip("/").partition("@")
+        config[key] = load(f"{other}/{entry}")
     for key, value in (overrides or {}).items():
         if key not in config:
             raise UserError(
@@ -263,6 +267,15 @@ def load(path: str, overrides: Mapping[str, Any] | None = None) -> DictConfig:
             )
         config[key] = value
     return config
+
+
+def _without_references(values: Mapping[Any, Any]) -> dict[Any, Any]:
+    """The values that stand for themselves, in nested nodes too."""
+    return {
+        key: _without_references(value) if isinstance(value, Mapping) else value
+        for key, value in values.items()
+        if not (isinstance(value, str) and value.startswith("${"))
+    }
 
 
 def get(path: str, **overrides: Any) -> Any:
@@ -277,7 +290,7 @@ def get(path: str, **overrides: Any) -> Any:
     values = OmegaConf.to_container(config, resolve=False)
     assert isinstance(values, dict)
     # what a composed configuration would fill in (${data.num_classes}, ${seed}) is left to the constructor's default here
-    values = {key: value for key, value in values.items() if not (isinstance(value, str) and value.startswith("${"))}
+    values = _without_references(values)
     for key in objects:
         if key not in config:
             known = [str(name) for name in config if not str(name).startswith("_")]

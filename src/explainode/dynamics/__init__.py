@@ -1,1 +1,1 @@
-"""The mathematics of explainable dynamics networks: how much noise at which block."""
+"""The mathematics of explainable dynamics networks: solvers of ordinary and stochastic differential equations with exact gradients, and noise."""

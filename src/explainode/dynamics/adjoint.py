@@ -1,0 +1,295 @@
+"""The symplectic adjoint: the exact gradient of Runge-Kutta steps from checkpoints, a few stages' graphs at a time.
+
+A step (paper 000, Eq. 15-16) maps x_n to x_{n+1}. Let lambda_n be the gradient with respect to x_n. From the last stage to the first,
+
+    u_i = dt (b_i lambda_{n+1} + sum_{j>i} a_ji v_j)            the gradient that reaches k_i
+    v_i = (df/dx)^T u_i     at (t + c_i dt, X_i)                and the one that reaches X_i
+    lambda_n = lambda_{n+1} + sum_i v_i
+    dL/dtheta += sum_i (df/dtheta)^T u_i
+
+Source: Matsubara, Miyatake and Yaguchi 2021; Sanz-Serna 2016; paper 000, Eq. 19-20.
+We use the transposed form. With u_i = dt b_i xi_i it is Eq. 19-20 where no b_i is zero; it never divides by b_i, so that stages without
+weight (the set I_0 of Eq. 20) need no case of their own. The tests hold it against Eq. 19-20 as printed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from explainode.dynamics.field import Field, RandomState, random_state, set_random_state
+from explainode.dynamics.step import Interval, Time, combine, stage_time, step
+from explainode.dynamics.tableau import Tableau
+from explainode.errors import UserError
+
+# How many states' worth of graphs a step may keep besides the last stage's: with these a field of two convolutions peaks at N + 26 states.
+# The products with parameters need memory of their own.
+SPARE_STATES = 10.0
+SPARE_STATES_INPUT_ONLY = 12.5
+
+
+@dataclass
+class Record:
+    """One solved trajectory: all that its gradient needs besides the states.
+
+    Attributes:
+        grid: t_0..t_N, the accepted steps, frozen.
+        draws: per step, the random state before each working stage; one and the same object as long as nothing is drawn.
+        versions: of the parameters, to notice that an optimizer stepped between forward and backward.
+        random: whether the field draws random numbers.
+    """
+
+    tableau: Tableau
+    field: Field
+    interval: Interval
+    grid: list[float]
+    draws: list[list[RandomState]]
+
+    def __post_init__(self) -> None:
+        self.versions = [p._version for p in self.field.parameters]
+        self.random = any(state is not self.draws[0][0] for states in self.draws for state in states)
+
+    def time(self, n: int, i: int) -> Time:
+        """t_n + c_i dt_n."""
+        return stage_time(self.grid[n], self.grid[n + 1], self.tableau.c[i])
+
+    def evaluate(self, n: int, i: int, time: Time, x_i: Tensor) -> Tensor:
+        """k_i of step n as it was in the forward pass: same draws, same surroundings."""
+        if self.random:
+            set_random_state(self.draws[n][self.tableau.working_stages.index(i)], self.field.device)
+        return self.field.replay(time, x_i)
+
+    def advance(self, n: int, x: Tensor) -> Tensor:
+        """x_n -> x_{n+1}, as it was."""
+        stages = self.tableau.working_stages
+        order = iter(stages)
+        return step(self.tableau, lambda t, x_i: self.evaluate(n, next(order), t, x_i), self.grid[n], self.grid[n + 1], x, stages).state
+
+
+class Sum:
+    """A sum that takes its first term as it is, and works in place only on what it made itself: terms may share memory with others."""
+
+    def __init__(self, total: Tensor | None = None) -> None:
+        self.total, self._ours = total, False
+
+    def add(self, term: Tensor | None) -> None:
+        if term is None:
+            return
+        if self.total is None:
+            self.total = term
+        elif self._ours:
+            self.total.add_(term)
+        else:
+            self.total, self._ours = self.total + term, True
+
+
+class Linearized:
+    """A stage that can be differentiated: its input X_i and time as leaves, and where its slope k_i stands in autograd's graph."""
+
+    def __init__(self, record: Record, n: int, i: int, x_i: Tensor, times: bool) -> None:
+        time = record.time(n, i)
+        with torch.enable_grad():
+            self.x = x_i.detach().requires_grad_()
+            self.time = torch.full((), float(time), dtype=torch.float64, device=x_i.device, requires_grad=True) if times else None
+            slope = record.evaluate(n, i, time if self.time is None else self.time, self.x)
+        self.edge: GradientEdge | None = get_gradient_edge(slope) if slope.requires_grad else None
+        self.slope: Tensor | None = slope.detach()
+
+    def products(self, u: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor | None, Tensor | None, Sequence[Tensor | None]]:
+        """u multiplied by the derivative of k_i with respect to X_i, t and the parameters, from the left; None where there is no dependence."""
+        if self.edge is None:
+            return None, None, [None] * len(parameters)
+        leaves = [self.x, *([] if self.time is None else [self.time]), *parameters]
+        v, *rest = torch.autograd.grad(self.edge, leaves, u, allow_unused=True)
+        return v, None if self.time is None else rest.pop(0), rest
+
+
+class Pullback:
+    """lambda_{n+1} -> lambda_n, step by step backward; what parameters and times receive on the way is summed up.
+
+    Args:
+        wanted: for each parameter, whether its gradient is needed.
+        times: whether those of t_0 and t_1 are.
+
+    Attributes:
+        parameters: the sums, one per parameter.
+        t0, t1: the same for the times: the grid stretches with its ends.
+    """
+
+    def __init__(self, record: Record, wanted: Sequence[bool], times: bool) -> None:
+        self.record, self.times = record, times
+        self.parameters = [Sum() for _ in wanted]
+        self.t0 = self.t1 = 0.0
+        self._wanted = [(p, total) for p, total, want in zip(record.field.parameters, self.parameters, wanted, strict=True) if want]
+
+    def __call__(self, n: int, x: Tensor, gradient: Tensor, kept: Sequence[Tensor] = (), released: int = 0) -> Tensor:
+        """Through step n.
+
+        Args:
+            x: x_n.
+            gradient: lambda_{n+1}.
+            kept: X_i of the working stages after the first; where there are none, they are computed again.
+            released: checkpoints that are not needed any more. Their memory serves to keep the graphs of the last stages, which are then
+                evaluated once here instead of twice.
+        """
+        tableau, dt = self.record.tableau, self.record.grid[n + 1] - self.record.grid[n]
+        working = tableau.working_stages
+        inputs: dict[int, Tensor] = {}
+        linearized: dict[int, Linearized] = {}
+        if kept:
+            inputs = dict(zip(working, (x, *kept), strict=True))
+        else:
+            self._recompute(n, x, working[-self._graphs(released) :], inputs, linearized)
+        parameters = [p for p, _ in self._wanted]
+        total, v, rate = Sum(gradient), dict[int, Tensor](), 0.0  # rate: dL/d dt_n
+        for i in reversed(working):
+            u = self._reaching(i, dt, gradient, v)
+            stage = linearized.pop(i) if i in linearized else Linearized(self.record, n, i, inputs.pop(i), self.times)
+            if self.times:
+                assert stage.slope is not None
+                rate += float((stage.slope * u).sum(dtype=torch.float64)) / dt
+            stage.slope = None
+            v_i, of_time, products = stage.products(u, parameters)
+            del stage, u
+            if v_i is not None:
+                v[i] = v_i
+            if of_time is not None:
+                rate += tableau.c[i] * float(of_time)
+                self._stretch(n, float(of_time), 0.0)
+            for (_, sum_), product in zip(self._wanted, products, strict=True):
+                sum_.add(product)
+        for v_i in v.values():
+            total.add(v_i)
+        if self.times:
+            self._stretch(n, 0.0, rate)
+        assert total.total is not None
+        return total.total
+
+    def _graphs(self, released: int) -> int:
+        """How many stages may have their graphs at the same time."""
+        spare = SPARE_STATES if self._wanted else SPARE_STATES_INPUT_ONLY
+        return 1 + int(max(0.0, spare + released) / self.record.field.graph_states)
+
+    def _recompute(
+        self, n: int, x: Tensor, with_graph: Sequence[int], inputs: dict[int, Tensor], linearized: dict[int, Linearized]
+    ) -> None:
+        """The stages of step n again, up to the last: X_i, or the whole stage for those `with_graph`."""
+        tableau, dt = self.record.tableau, self.record.grid[n + 1] - self.record.grid[n]
+        slopes: list[Tensor | None] = [None] * tableau.stages
+        for i in tableau.working_stages:
+            x_i = combine(x, dt, tableau.a[i], slopes)  # Eq. (16)
+            if i in with_graph:
+                linearized[i] = Linearized(self.record, n, i, x_i, self.times)
+                slopes[i] = linearized[i].slope
+                if not self.times:
+                    linearized[i].slope = None
+            else:
+                inputs[i] = x_i
+                slopes[i] = self.record.evaluate(n, i, self.record.time(n, i), x_i)
+            slopes = [
+                slope if any(row[j] for row in tableau.a[i + 1 :]) else None for j, slope in enumerate(slopes)
+            ]  # the rest is done with
+
+    def _reaching(self, i: int, dt: float, gradient: Tensor, v: dict[int, Tensor]) -> Tensor:
+        """u_i = dt (b_i lambda + sum_{j>i} a_ji v_j)."""
+        tableau = self.record.tableau
+        terms = [(tableau.b[i], gradient)] + [(tableau.a[j][i], v_j) for j, v_j in v.items()]
+        terms = [(weight, term) for weight, term in terms if weight]
+        if not terms:  # nobody downstream depends on its own input
+            return torch.zeros_like(gradient)
+        weight, term = terms[0]
+        u = term * (dt * weight)
+        for weight, term in terms[1:]:
+            u.add_(term, alpha=dt * weight)
+        return u
+
+    def _stretch(self, n: int, of_t: float, of_dt: float) -> None:
+        """The gradients of t_n and dt_n, handed on to the ends of the grid."""
+        at, after = (self.record.interval.fraction(t) for t in self.record.grid[n : n + 2])
+        self.t0 += (1 - at) * of_t - (after - at) * of_dt
+        self.t1 += at * of_t + (after - at) * of_dt
+
+
+class SymplecticAdjoint(torch.autograd.Function):
+    """Some consecutive steps as one node of autograd's graph, which keeps the state at their start (and `stage` what it asked for).
+
+    One node per checkpoint, not one for all: autograd then gives each checkpoint's memory back as soon as it has been used, and hooks that
+    move saved tensors away bring them back one at a time.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, span: Span, x: Tensor, t0: Any, t1: Any, *parameters: Tensor) -> Tensor:
+        ctx.record, ctx.first, ctx.last, ctx.released = span.record, span.first, span.last, span.released
+        ctx.ends = [torch.empty_like(t) if isinstance(t, Tensor) else None for t in (t0, t1)]
+        ctx.save_for_backward(x, *span.kept)
+        return span.result.pop()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+        record: Record = ctx.record
+        if [p._version for p in record.field.parameters] != record.versions:
+            raise RuntimeError(
+                "a parameter of the field was changed in place between forward and backward, so that the steps cannot be computed again"
+            )
+        x, *kept = ctx.saved_tensors
+        _, needs_x, needs_t0, needs_t1, *wanted = ctx.needs_input_grad
+        pullback = Pullback(record, wanted, needs_t0 or needs_t1)
+        outside = random_state(record.field.device) if record.random else None
+        try:
+            with torch.no_grad():
+                states = [x]
+                for n in range(ctx.first, ctx.last - 1):
+                    states.append(record.advance(n, states[-1]))
+                for done, n in enumerate(reversed(range(ctx.first, ctx.last))):
+                    gradient = pullback(n, states.pop(), gradient, kept, ctx.released + done)
+        finally:
+            if outside is not None:
+                set_random_state(outside, record.field.device)
+        ends = [
+            torch.full_like(end, value) if need else None
+            for end, value, need in zip(ctx.ends, (pullback.t0, pullback.t1), (needs_t0, needs_t1), strict=True)
+        ]
+        gradients = (gradient if needs_x else None, *ends, *(total.total for total in pullback.parameters))
+        return (None, *(first_derivatives_only(gradients) if torch.is_grad_enabled() else gradients))
+
+
+@dataclass
+class Span:
+    """What a node of the graph stands for: steps first..last - 1, the state that they lead to, and what it keeps beside their start.
+
+    Attributes:
+        result: x_last, taken out by the node.
+        kept: stage inputs, as `Pullback` takes them.
+        released: how many checkpoints come later, and are done with when backward arrives here.
+    """
+
+    record: Record
+    first: int
+    last: int
+    result: list[Tensor]
+    kept: list[Tensor]
+    released: int
+
+
+class _Once(torch.autograd.Function):
+    """The identity, with a sentence in the place of a derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
+        return tuple(value.view_as(value) for value in values)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, ...]:
+        raise UserError('the symplectic adjoint gives first derivatives only; choose gradient="backprop" for second ones')
+
+
+def first_derivatives_only(gradients: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+    """The same gradients; differentiating them raises a UserError."""
+    anchor = torch.zeros((), requires_grad=True)
+    guarded = iter(_Once.apply(anchor, *(gradient for gradient in gradients if gradient is not None)))  # type: ignore[no-untyped-call]
+    return tuple(None if gradient is None else next(guarded) for gradient in gradients)

@@ -1,0 +1,190 @@
+"""A walk along the steps of a solution, fixed or adaptive; the kinds differ in what they leave behind for the gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from explainode.dynamics.adjoint import Record, Span, SymplecticAdjoint
+from explainode.dynamics.controller import Controller
+from explainode.dynamics.failure import NonFiniteState, StepUnderflow, TooManySteps
+from explainode.dynamics.field import Field, RandomState, random_state
+from explainode.dynamics.step import Interval, Step, Time, combine, step
+from explainode.dynamics.tableau import Tableau
+
+
+class Walk:
+    """From x0 to x(t1), without a gradient.
+
+    Attributes:
+        x: the state where we are.
+        grid: the times of the accepted steps so far.
+        rejected: steps that the controller gave up.
+    """
+
+    def __init__(self, method: Tableau, f: Field, x0: Tensor, interval: Interval) -> None:
+        self.method, self.f, self.x0, self.interval = method, f, x0, interval
+        self.x = x0
+        self.grid: list[float] = [interval.start]
+        self.rejected = 0
+
+    def fixed(self, times: Sequence[float]) -> None:
+        """Take the steps of a given grid.
+
+        Raises:
+            NonFiniteState: if the state is not finite at the end, with the first step that made it so.
+        """
+        for t, t_next in pairwise(times):
+            self.accept(t_next, self.attempt(t, t_next, self.method.working_stages, None))
+        if not is_finite(self.x):
+            raise self._first_failure(times)
+
+    def adaptive(self, controller: Controller, max_steps: int) -> None:
+        """Choose the steps by the error estimate.
+
+        Raises:
+            SolverError: if the state or the field is not finite, the step underflows, or max_steps is reached.
+        """
+        t, end = self.interval.start, self.interval.end
+        smallest = 10 * torch.finfo(self.f.time_dtype).eps * max(abs(t), abs(end))
+        k_1: Tensor | None = self.evaluate(t)
+        assert k_1 is not None
+        if not is_finite(k_1):
+            raise NonFiniteState(t, 0.0, self.f.evaluations)
+        with torch.no_grad():
+            dt = controller.first_step(self.f, t, self.x, k_1, end - t)
+        for _ in range(max_steps):
+            t_next = end if end - t <= 1.01 * dt else t + dt
+            trial = self.attempt(t, t_next, range(self.method.stages), k_1)
+            with torch.no_grad():
+                error = combine(torch.zeros_like(self.x), t_next - t, self.method.error_weights, trial.slopes)
+                accepted, factor = controller.judge(controller.norm(error, self.x, trial.state))
+            dt = (t_next - t) * factor
+            if accepted:
+                t = t_next
+                self.accept(t, trial)
+                if t == end:
+                    return
+                k_1 = trial.slopes[-1] if self.method.fsal else self.evaluate(t)
+            else:
+                self.rejected += 1
+                if dt < smallest:
+                    raise (StepUnderflow if is_finite(trial.state) else NonFiniteState)(t, dt, self.f.evaluations)
+        raise TooManySteps(t, dt, self.f.evaluations)
+
+    def evaluate(self, t: float) -> Tensor:
+        """k_1, where we are."""
+        with torch.no_grad():
+            return self.f(t, self.x)
+
+    def attempt(self, t: float, t_next: float, stages: Sequence[int], k_1: Tensor | None) -> Step:
+        """A step from where we are."""
+        with torch.no_grad():
+            return step(self.method, self.f, t, t_next, self.x, stages, k_1)
+
+    def accept(self, t: float, taken: Step) -> None:
+        """Go on from the end of the step, at time t."""
+        self.x = taken.state
+        self.grid.append(t)
+
+    def result(self) -> Tensor:
+        """x(t1), part of autograd's graph where this walk leaves one."""
+        return self.x
+
+    def _first_failure(self, times: Sequence[float]) -> NonFiniteState:
+        """The first step that leaves the finite numbers, found by walking again: failing may take its time."""
+        x, t, t_next, evaluations = self.x0.detach(), times[0], times[0], self.f.evaluations
+        with torch.no_grad():
+            for t, t_next in pairwise(times):
+                x = step(self.method, self.f, t, t_next, x, self.method.working_stages).state
+                if not is_finite(x):
+                    break
+        return NonFiniteState(t, t_next - t, evaluations)
+
+
+class TracedWalk(Walk):
+    """A walk whose accepted steps autograd has seen: exact, with second derivatives, at the memory of every evaluation."""
+
+    def evaluate(self, t: float) -> Tensor:
+        return self.f(self._at(t), self.x)
+
+    def attempt(self, t: float, t_next: float, stages: Sequence[int], k_1: Tensor | None) -> Step:
+        return step(self.method, self.f, self._at(t), self._at(t_next), self.x, stages, k_1)
+
+    def _at(self, t: float) -> Time:
+        return self.interval.at(t, self.x.device)
+
+
+class CheckpointedWalk(Walk):
+    """A walk that keeps states, and hands them to the symplectic adjoint.
+
+    Args:
+        memory: "step", "stage" or "sqrt", as in `RungeKutta`.
+    """
+
+    def __init__(self, method: Tableau, f: Field, x0: Tensor, interval: Interval, memory: str) -> None:
+        super().__init__(method, f, x0, interval)
+        self.memory = memory
+        self.states = {0: x0}  # x_n by n, those that are kept
+        self.inputs: dict[int, list[Tensor]] = {}  # X_i of the working stages after the first, by n
+        self.draws: list[list[RandomState]] = []
+        self._every = 1
+        self._last_draw = random_state(f.device)
+        self._first_draw = self._last_draw  # before k_1 was evaluated
+        self._tried: dict[int, RandomState] = {}
+
+    def _draw(self) -> RandomState:
+        """The random state now; the same object as before where nothing was drawn since."""
+        state = random_state(self.f.device)
+        if not all(torch.equal(a, b) for a, b in zip(state, self._last_draw, strict=True)):
+            self._last_draw = state
+        return self._last_draw
+
+    def evaluate(self, t: float) -> Tensor:
+        self._first_draw = self._draw()
+        return super().evaluate(t)
+
+    def attempt(self, t: float, t_next: float, stages: Sequence[int], k_1: Tensor | None) -> Step:
+        order = iter(stages if k_1 is None else stages[1:])
+        self._tried = {} if k_1 is None else {0: self._first_draw}
+
+        def evaluate(t_i: Time, x_i: Tensor) -> Tensor:
+            self._tried[next(order)] = self._draw()
+            return self.f(t_i, x_i)
+
+        with torch.no_grad():
+            return step(self.method, evaluate, t, t_next, self.x, stages, k_1)
+
+    def accept(self, t: float, taken: Step) -> None:
+        n, working = len(self.grid) - 1, self.method.working_stages
+        self.draws.append([self._tried[i] for i in working])
+        if self.method.fsal and self.method.stages - 1 in self._tried:
+            self._first_draw = self._tried[self.method.stages - 1]
+        if self.memory == "stage":
+            self.inputs[n] = [x_i for i in working[1:] if (x_i := taken.inputs[i]) is not None]
+        super().accept(t, taken)
+        if n + 1 - max(self.states) == self._every:
+            self.states[n + 1] = self.x
+        if self.memory == "sqrt" and len(self.states) > 2 * self._every:  # keep every second: about as many states as steps between two
+            self._every *= 2
+            self.states = {index: state for index, state in self.states.items() if index % self._every == 0}
+
+    def result(self) -> Tensor:
+        record = Record(self.method, self.f, self.interval, self.grid, self.draws)
+        self.states[len(self.grid) - 1] = self.x
+        times = self.interval.t0, self.interval.t1
+        x = self.states.pop(0)
+        for first, last in pairwise([0, *self.states]):
+            result, kept = [self.states.pop(last)], self.inputs.pop(first, [])
+            span = Span(record, first, last, result, kept, released=len(self.states))
+            x = SymplecticAdjoint.apply(span, x, *times, *self.f.parameters)  # type: ignore[no-untyped-call]
+        return x
+
+
+def is_finite(x: Tensor) -> bool:
+    """Whether every element is finite; the sum is fast, and where it alone overflows we look again."""
+    x = x.detach()
+    return bool(x.sum().isfinite()) or bool(x.isfinite().all())
