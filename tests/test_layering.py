@@ -11,7 +11,7 @@ FLOORS = [
     {"attribution", "randomness", "blur", "files"},
     {"dynamics", "relevance", "attacks"},
     {"models", "explainers", "metrics", "data"},
-    {"training", "evaluation", "report"},
+    {"training", "evaluation", "gap", "report"},
     {"cli", "callbacks", "serve"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
@@ -21,6 +21,7 @@ ALLOWED_SIDEWAYS = {
     ("cli", "callbacks"),
     ("report", "evaluation"),
     ("evaluation", "report"),
+    ("gap", "evaluation"),
 }
 ONLY_IN = {
     "lightning": {"data", "training", "callbacks", "cli"},

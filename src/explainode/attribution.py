@@ -40,6 +40,7 @@ class Explanation:
         forward: `forward(x (R,C,H,W), rows=None)` -> (R, K) logits under the guard with the record's noise; `rows` (R,) says whose copy each row is.
         explain: `explain(x (R,C,H,W), rows=None, draw=None)` -> attribution of the same targets; `draw` asks for another noise path.
         model: the explained network, for metrics that randomize a copy.
+        diagnostics: further numbers (B,) of the method about each attribution, by name.
         shared: store common to all explanations of this model and batch (clean and baseline outputs).
     """
 
@@ -62,6 +63,7 @@ class Explanation:
     forward: Callable[..., Tensor]
     explain: Callable[..., Tensor]
     model: nn.Module
+    diagnostics: dict[str, Tensor] = field(default_factory=dict)
     shared: dict[Hashable, Any] = field(default_factory=dict)
     _own: dict[Hashable, Any] = field(default_factory=dict)
 

@@ -117,6 +117,21 @@ class _Session:
             sums = self._over_rows(compute, x, None, None)
         return sums if defined else None
 
+    def diagnose(self, x: Tensor) -> dict[str, Tensor]:
+        """(B,) numbers of the method about the attributions of x, by name."""
+        if type(self.explainer).diagnose is Explainer.diagnose:
+            return {}
+        names: list[str] = []
+
+        def compute(part: Tensor, rows: Tensor) -> Tensor:
+            found = self.explainer.diagnose(network, part, self.target[rows])
+            names[:] = found
+            return torch.stack([found[name] for name in names], 1)
+
+        with guard(self.model) as network:
+            values = self._over_rows(compute, x, None, None)
+        return dict(zip(names, values.unbind(1), strict=True))
+
 
 def explain(
     explainer: Explainer,
@@ -192,6 +207,7 @@ def explain(
         forward=session.forward,
         explain=session.explain,
         model=model,
+        diagnostics=session.diagnose(x),
         shared=shared,
     )
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from explainode.dynamics.noise import Noise
+from explainode.models.residual import Residual
 
 
 class Fuse(nn.Module):
@@ -35,6 +36,7 @@ class SmallNet(nn.Module):
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(inplace=True))
         self.fuse = Fuse()
+        self.block = Residual(nn.Sequential(nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 6, 3, padding=1)))
         self.noise = Noise(magnitude)
         self.noise.block = 0
         self.body = nn.Sequential(nn.Conv2d(6, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True))
@@ -42,7 +44,7 @@ class SmallNet(nn.Module):
         self.head = nn.Linear(8, 5)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.fuse(self.stem(x))
+        x = self.fuse(self.block(self.stem(x)))
         noise = self.noise(x)
         if noise is not None:
             x = x + noise

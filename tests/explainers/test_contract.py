@@ -11,7 +11,9 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import nn
 
+from explainode.dynamics.solver import RungeKutta
 from explainode.explainers.base import Explainer, count_passes, guard, pass_limit
+from explainode.models.neural_ode import NeuralODE
 from explainode.randomness import noise_scope
 
 CONF = Path(__file__).parents[2] / "conf" / "explainer"
@@ -21,6 +23,21 @@ NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))
 @pytest.fixture(params=NAMES)
 def explainer(request) -> Explainer:
     return instantiate(OmegaConf.load(CONF / f"{request.param}.yaml"))
+
+
+def suited(net: nn.Module, explainer: Explainer) -> nn.Module:
+    """The network, or the neural ODE made of it where only such can be explained."""
+    return NeuralODE.from_resnet(net, RungeKutta("midpoint", steps=2)) if explainer.needs_ode else net
+
+
+@pytest.fixture
+def net(net, explainer):
+    return suited(net, explainer)
+
+
+@pytest.fixture
+def noisy_net(noisy_net, explainer):
+    return suited(noisy_net, explainer)
 
 
 def close(a: torch.Tensor, b: torch.Tensor) -> None:

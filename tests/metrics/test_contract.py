@@ -48,9 +48,11 @@ def explanations(record, network, pictures):
                 label=torch.zeros(high - low, dtype=torch.int64),
                 boxes=[torch.tensor([[8.0, 4.0, 20.0, 14.0]])] * (high - low),
                 completeness_error=torch.full((high - low,), 0.1),
+                diagnostics={"kappa": torch.full((high - low,), 0.1)},
             )
             if low <= 3 < high:
                 explanation.attribution[3 - low] = explanation.completeness_error[3 - low] = torch.nan
+                explanation.diagnostics["kappa"][3 - low] = torch.nan
             yield explanation
 
     return make

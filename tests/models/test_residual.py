@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from explainode.dynamics.noise import Noise
+from explainode.dynamics.noise import Noise, number_noise_blocks
 from explainode.errors import UserError
 from explainode.models.residual import Residual, inject_noise, torchvision_key
 from explainode.randomness import noise_rows, noise_scope
@@ -115,3 +115,16 @@ def test_torchvision_keys():
     assert torchvision_key("layer1.0.branch.conv1.weight") == "layer1.0.conv1.weight"
     assert torchvision_key("layer2.0.shortcut.1.running_var") == "layer2.0.downsample.1.running_var"
     assert torchvision_key("fc.bias") == "fc.bias"
+
+
+def test_dropout_noise_drops_elements_of_the_change():
+    torch.manual_seed(0)
+    block = Residual(nn.Linear(50, 50), noise=Noise(0.3, kind="dropout"))
+    number_noise_blocks(block)
+    x = torch.randn(8, 50)
+    f = block.branch(x)
+    with noise_scope(torch.arange(8)):
+        change = block(x) - x
+    dropped = change.abs() < 1e-6
+    assert 0.2 < dropped.float().mean() < 0.4
+    assert torch.allclose(change[~dropped], f[~dropped] / 0.7, atol=1e-5)

@@ -16,6 +16,7 @@ from explainode.cli.heartbeat import Heartbeat
 from explainode.cli.registry import check_parameters, instantiate
 from explainode.errors import UserError
 from explainode.evaluation import concatenate_maps, evaluate
+from explainode.gap import measure_gap
 from explainode.metrics.results import Results
 from explainode.report.picks import worst_images
 from explainode.report.run import RunDirectory
@@ -92,10 +93,14 @@ def measure(
     data: Any,
     folder: RunDirectory,
     epoch: int,
+    teachers: Mapping[str, nn.Module] | None = None,
 ) -> Results:
     """Explain and measure each network on the chosen images of a split, and write what was found; every rank takes its share of the images.
 
     Maps are kept of the panel's images, which are evenly spaced, and of those that all networks together explain worst.
+
+    Args:
+        teachers: by network, the one that it stands for: their gap is measured too, by rank 0 on all of the images.
 
     Raises:
         UserError: for a split or image selection that the data does not have, or a metric without what it needs.
@@ -148,6 +153,15 @@ def measure(
                 everything.maps[place] = replace(both, added=len(more[maps.explainer].sample_id))
                 if rank == 0:
                     folder.write_maps(everything.maps[place], split)
+    for name, teacher in (teachers or {}).items() if rank == 0 else ():
+        with Heartbeat(f"comparing {name} with what it stands for"):
+            shared = {e: explainer for e, explainer in explainers.items() if not explainer.needs_ode}
+            images = data.batches(split, indices, settings["batch_size"])
+            gap = measure_gap(
+                teacher.to(device), networks[name].to(device), shared, images, name=name, split=split, epoch=epoch, seed=settings["seed"]
+            )
+        folder.write_results(gap)
+        everything.extend(gap)
     return everything
 
 

@@ -113,15 +113,19 @@ def train(config: DictConfig) -> bool:
     folder.write_config(settings | {"image_size": data.image_size})
     folder.write_class_names(data.class_names)
     networks: dict[str, Any] = {}
+    teachers: dict[str, Any] = {}
     interrupted = False
     for variant in variants(config):
         module, interrupted = fit(plain(variant), folder)
         networks[variant.variant] = module.network.eval()
+        if (teacher := getattr(module, "teacher", None)) is not None:
+            teachers[variant.variant] = teacher
+            print(f"{variant.variant}: {module.verdict()}", flush=True)
         if interrupted:
             break
     epoch = settings["trainer"].get("max_epochs") or 0
     if not interrupted:
-        measure(settings, networks, data, folder, epoch)
+        measure(settings, networks, data, folder, epoch, teachers)
     if ranks()[0] == 0:
         finish(folder, interrupted)
     return interrupted

@@ -41,10 +41,12 @@ class Explainer(ABC):
     Attributes:
         stochastic: the method samples, so that another `draw` of the noise scope gives another attribution.
         class_specific: the attribution depends on the explained class.
+        needs_ode: only networks that solve an equation can be explained.
     """
 
     stochastic: ClassVar[bool] = False
     class_specific: ClassVar[bool] = True
+    needs_ode: ClassVar[bool] = False
 
     def __call__(self, model: nn.Module, x: Tensor, target: Target = None) -> Tensor:
         """The attribution of the target's logit to `x`, in any state of the model and of torch, which stay as they are.
@@ -79,6 +81,10 @@ class Explainer(ABC):
     def expected_sum(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor | None:
         """(B,): what each image's attribution must add up to; None where the method promises no sum."""
         return None
+
+    def diagnose(self, model: nn.Module, x: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Further numbers (B,) about the attribution of each image, by name: what a user must know to trust it."""
+        return {}
 
     def fit(self, model: nn.Module, batches: Iterable[Any]) -> Explainer:
         """The explainer ready for `model`; only methods that need a pass over data do something here."""

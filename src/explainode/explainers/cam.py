@@ -31,6 +31,11 @@ class GradCAM(Explainer):
 
     def attribute(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
         A, gradient, _ = activation_and_gradient(model, x, target, find_layer(model, x, self.layer))
-        alpha = gradient.mean((-2, -1), keepdim=True)  # Eq. (9)
-        relevance = (alpha * A).sum(1, keepdim=True)  # Eq. (10)
-        return relevance.relu() if self.relu else relevance
+        return cam(A, gradient, self.relu)
+
+
+def cam(A: Tensor, gradient: Tensor, relu: bool = True) -> Tensor:
+    """Feature maps (B, C, h, w) and the score's gradient there -> (B, 1, h, w)."""
+    alpha = gradient.mean((-2, -1), keepdim=True)  # Eq. (9)
+    relevance = (alpha * A).sum(1, keepdim=True)  # Eq. (10)
+    return relevance.relu() if relu else relevance

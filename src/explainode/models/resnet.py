@@ -44,6 +44,7 @@ def six_block_resnet(
     mean: Sequence[float] = (0.0, 0.0, 0.0),
     std: Sequence[float] = (1.0, 1.0, 1.0),
     weights: str | None = None,
+    residual_scale: float = 1.0,
 ) -> nn.Module:
     """The ResNet of paper 000: a stem of three convolutions, six pre-activation blocks of constant shape, a linear head.
 
@@ -56,6 +57,7 @@ def six_block_resnet(
         noise: injected into every block; none with magnitude 0.
         mean, std: of the pixels, per channel.
         weights: path of a state dict or checkpoint.
+        residual_scale: of each branch beside an identity shortcut; 1/N makes N blocks a flow by construction.
 
     Shapes:
         x: (B, in_channels, H, W) pixels in [0, 1], H and W at least 10 -> logits (B, num_classes).
@@ -95,7 +97,7 @@ def six_block_resnet(
         flatten=nn.Flatten(),
         linear=nn.Linear(width, num_classes),
     )
-    return complete(network, 32, noise, weights)
+    return complete(network, 32, noise, weights, residual_scale=residual_scale)
 
 
 # --- ResNets for CIFAR ---------------------------------------------------------------------------------------------------------------
@@ -122,6 +124,7 @@ def cifar_resnet(
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
     weights: str | None = None,
+    residual_scale: float = 1.0,
 ) -> nn.Module:
     """ResNet-20, 32, 44, 56, 110 (6n + 2) for CIFAR, with parameter-free shortcuts; the published weights load as they are.
 
@@ -130,6 +133,7 @@ def cifar_resnet(
         noise: injected into every block; none with magnitude 0.
         mean, std: of the pixels, per channel; the published weights were trained with ImageNet's.
         weights: path of a state dict or checkpoint.
+        residual_scale: of each branch beside an identity shortcut; 1/N makes N blocks a flow by construction.
 
     Shapes:
         x: (B, 3, H, W) pixels in [0, 1] -> logits (B, num_classes).
@@ -166,7 +170,7 @@ def cifar_resnet(
     for module in network.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             nn.init.kaiming_normal_(module.weight)
-    return complete(network, 32, noise, weights)
+    return complete(network, 32, noise, weights, residual_scale=residual_scale)
 
 
 # --- torchvision's ResNets -----------------------------------------------------------------------------------------------------------
@@ -237,6 +241,7 @@ def torchvision_resnet(
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
     weights: str | None = None,
+    residual_scale: float = 1.0,
 ) -> nn.Module:
     """torchvision's ResNet, WideResNet or ResNeXt of this name: the same outputs and gradients, bit for bit, and with noise its twin.
 
@@ -245,6 +250,7 @@ def torchvision_resnet(
         noise: injected into every block; none with magnitude 0.
         mean, std: of the pixels, per channel.
         weights: path of a state dict or checkpoint, in torchvision's names or ours; "torchvision" downloads torchvision's own.
+        residual_scale: of each branch beside an identity shortcut; 1/N makes N blocks a flow by construction.
 
     Shapes:
         x: (B, 3, H, W) pixels in [0, 1] -> logits (B, num_classes).
@@ -287,4 +293,4 @@ def torchvision_resnet(
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-    return complete(network, 224, noise, weights, name)
+    return complete(network, 224, noise, weights, name, residual_scale)

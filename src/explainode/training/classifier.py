@@ -15,8 +15,10 @@ from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
 from explainode.data.batch import Batch
+from explainode.dynamics.noise import Noise
 from explainode.errors import UserError
 from explainode.randomness import noise_scope
+from explainode.training.conditioning import DepthConditioning, freeze_batchnorm
 from explainode.training.ranks import gather_ranks, of_rank
 
 _TOTALS = ("total_steps", "T_max", "total_iters")  # what schedules call their length
@@ -37,6 +39,7 @@ class Classifier(LightningModule):
         label_smoothing: in [0, 1).
         noise_seed: seed of the training noise.
         channels_last: weights and images in channels_last memory order.
+        conditioning: penalties that keep the blocks near a flow, `DepthConditioning`, logged as train/ values; BatchNorm is then frozen. None: none.
         compile: run the training step through `torch.compile`; `network` itself stays as it is, so explainers and checkpoints never meet it.
 
     Logs train/ val/ test/ `loss` and `accuracy`, val/ and test/ `calibration_error` (15 bins, L1).
@@ -58,6 +61,7 @@ class Classifier(LightningModule):
         noise_seed: int = 0,
         channels_last: bool = False,
         compile: bool = False,
+        conditioning: DepthConditioning | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(network, nn.Module):
@@ -74,6 +78,7 @@ class Classifier(LightningModule):
         self.interval = interval
         self.label_smoothing = label_smoothing
         self.noise_seed = noise_seed
+        self.conditioning = conditioning
         self.channels_last = channels_last
         # in __dict__, not a submodule: the state dict has the bare network's keys
         self.__dict__["_step_network"] = torch.compile(network) if compile else None
@@ -104,11 +109,22 @@ class Classifier(LightningModule):
     def _image(self, batch: Batch) -> Tensor:
         return batch.image.contiguous(memory_format=torch.channels_last) if self.channels_last else batch.image
 
+    def on_train_epoch_start(self) -> None:
+        if self.conditioning is not None:
+            freeze_batchnorm(self.network)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         network = self.__dict__["_step_network"] or self.network
         with noise_scope(batch.sample_id, seed=self.noise_seed, draw=self.current_epoch, active=True):
             logits = network(self._image(batch))
         loss = F.cross_entropy(logits, batch.label, ignore_index=-1, label_smoothing=self.label_smoothing)
+        if self.conditioning is not None:
+            known = None if any(isinstance(module, Noise) for module in self.network.modules()) else logits
+            with noise_scope(batch.sample_id[: self.conditioning.images], active=False):
+                penalties = self.conditioning(self.network, self._image(batch), known)
+            for name, penalty in penalties.items():
+                self.log(f"train/{name}", penalty.detach(), on_step=False, on_epoch=True, batch_size=len(batch))
+                loss = loss + penalty
         self.train_loss.update(loss.detach(), len(batch))
         self.train_accuracy.update(logits.detach(), batch.label)
         return loss
@@ -125,7 +141,8 @@ class Classifier(LightningModule):
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate("test", batch)
 
-    def _evaluate(self, stage: str, batch: Batch) -> None:
+    def _evaluate(self, stage: str, batch: Batch) -> Tensor:
+        """(B, K) logits, having counted the batch in the stage's metrics."""
         with noise_scope(batch.sample_id, seed=self.noise_seed, active=False):
             logits = self.network(self._image(batch)).float()
         known = int((batch.label >= 0).sum())
@@ -136,6 +153,7 @@ class Classifier(LightningModule):
         getattr(self, f"{stage}_calibration_error").update(logits.softmax(1), batch.label)
         for name in ("loss", "accuracy", "calibration_error"):
             self.log(f"{stage}/{name}", getattr(self, f"{stage}_{name}"), on_step=False, on_epoch=True, batch_size=len(batch))
+        return logits
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.network.parameters())

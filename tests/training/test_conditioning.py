@@ -1,0 +1,100 @@
+"""Penalties that keep a ResNet near a flow: closed forms, and that training on them does what they are for."""
+
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from explainode.dynamics.solver import RungeKutta
+from explainode.errors import UserError
+from explainode.models.neural_ode import NeuralODE
+from explainode.models.residual import Residual
+from explainode.models.resnet import cifar_resnet, six_block_resnet
+from explainode.training.classifier import Classifier
+from explainode.training.conditioning import DepthConditioning, continuous_blocks, depth_smoothness, refined
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    return six_block_resnet(width=16, blocks=2, num_classes=8)
+
+
+@pytest.fixture
+def images():
+    return torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+def test_refined_is_the_neural_ode_of_so_many_steps(network, images):
+    ode = NeuralODE.from_resnet(network, RungeKutta("euler", steps=3))
+    with refined(network, 3):
+        assert torch.allclose(network(images), ode(images), atol=1e-6)
+    assert not torch.allclose(network(images), ode(images), atol=1e-6)  # the hooks are gone
+
+
+def test_refinement_is_half_the_symmetric_divergence(network, images):
+    p = network(images[:4]).softmax(1)
+    with refined(network, 2):
+        q = network(images[:4]).softmax(1)
+    expected = 3.0 * ((p - q) * (p.log() - q.log())).sum(1).mean() / 2
+    found = DepthConditioning(refinement=3.0, images=4)(network, images)
+    assert list(found) == ["refinement"] and torch.allclose(found["refinement"], expected, rtol=1e-4)
+
+
+def test_smoothness_is_relative_and_looks_at_neighbours_of_one_shape():
+    blocks = [Residual(nn.Linear(2, 2, bias=False)) for _ in range(2)] + [Residual(nn.Linear(3, 3, bias=False))]
+    nn.init.constant_(blocks[0].branch.weight, 1.0)
+    nn.init.constant_(blocks[1].branch.weight, 3.0)
+    assert float(depth_smoothness(blocks)) == pytest.approx(4.0)
+    assert float(depth_smoothness(blocks[2:])) == 0
+
+
+def test_a_flow_needs_no_refinement(network, images):
+    """A field that is the same everywhere makes half steps end where whole ones do."""
+    for block in continuous_blocks(network):
+        nn.init.zeros_(block.branch.conv2.weight)
+    assert float(DepthConditioning(refinement=1.0)(network, images)["refinement"]) == pytest.approx(0.0, abs=1e-10)
+
+
+def test_training_with_the_penalty_ends_nearer_to_the_ode(images):
+    def gap_after_training(refinement: float) -> float:
+        torch.manual_seed(0)
+        network = six_block_resnet(width=16, blocks=2, num_classes=8)
+        optimizer, label = torch.optim.Adam(network.parameters(), lr=1e-2), torch.arange(6)
+        for _ in range(60):
+            loss = F.cross_entropy(network(images), label) + sum(DepthConditioning(refinement)(network, images).values())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        with torch.no_grad():
+            ode = NeuralODE.from_resnet(network, RungeKutta("rk4", steps=4))
+            return float((ode(images).softmax(1) - network(images).softmax(1)).norm(dim=1).mean())
+
+    assert gap_after_training(30.0) < 0.75 * gap_after_training(0.0)
+
+
+def test_training_logs_the_penalties_and_freezes_batchnorm(data, trainer, tmp_path):
+    torch.manual_seed(0)
+    module = Classifier(
+        cifar_resnet(8, num_classes=8),
+        partial(torch.optim.Adam, lr=1e-3),
+        8,
+        conditioning=DepthConditioning(refinement=1.0, smoothness=0.1),
+    )
+    with pytest.raises(UserError, match="never seen an image"):
+        trainer(tmp_path, max_epochs=1).fit(module, datamodule=data())
+    module.network.bn1.running_mean.fill_(0.1)
+    statistics = module.network.bn1.running_mean.clone()
+    run = trainer(tmp_path, max_epochs=1)
+    run.fit(module, datamodule=data())
+    assert {"train/refinement", "train/smoothness"} <= set(run.callback_metrics)
+    assert torch.equal(module.network.bn1.running_mean, statistics)
+
+
+def test_bad_settings():
+    with pytest.raises(UserError, match="0 or more"):
+        DepthConditioning(refinement=-1.0)
+    with pytest.raises(UserError, match="identity shortcut"):
+        DepthConditioning(refinement=1.0)(nn.Flatten(), torch.zeros(1, 3, 4, 4))
