@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from explainode.data.batch import Batch
 from explainode.dynamics.block import ODEBlock, ode_blocks
 from explainode.errors import UserError
-from explainode.evaluation import explain
+from explainode.evaluation import Progress, explain
 from explainode.explainers.adjoint import kappa
 from explainode.explainers.base import Explainer
 from explainode.explainers.guard import guard
@@ -47,6 +47,8 @@ def measure_gap(
     split: str = "test",
     epoch: int = 0,
     seed: int = 0,
+    total: int | None = None,
+    progress: Progress | None = None,
 ) -> Results:
     """How far a surrogate is from its teacher on given images.
 
@@ -54,6 +56,9 @@ def measure_gap(
     with the same predicted class), and for each explainer `map_cosine` of the two networks' attributions of the teacher's class.
 
     Explainers that one of the networks cannot answer (the adjoint of a ResNet) are left out by the caller.
+
+    Args:
+        total: images that will come, for `progress("gap", images done, total)`, called after each batch.
 
     Source: paper 000, Definition 2.
     """
@@ -79,6 +84,9 @@ def measure_gap(
                 for model in (teacher, surrogate)
             )
             note(e, "map_cosine", ids, map_cosine(ours, theirs))
+        if progress is not None:
+            done = len(columns["", "kappa"])
+            progress("gap", done, done if total is None else total)
 
     results = Results()
     for (e, metric), values in columns.items():

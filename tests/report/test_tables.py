@@ -149,3 +149,11 @@ def test_json_is_strict_and_complete(make_results: Build) -> None:
     assert content["warnings"] == ["w"]
     assert {c["outcome"] for c in content["comparisons"]} <= {"better", "worse", "undecided"}
     assert content["verdict"]["models"][0].startswith("sde: ")
+
+
+def test_a_file_has_no_width_that_would_break_numbers(make_results: Build) -> None:
+    results = make_results(images=1, side=16, n=24, epochs=1)
+    wide, narrow = io.StringIO(), io.StringIO()
+    print_results(results, Console(file=wide, width=300))
+    print_results(results, Console(file=narrow, width=20))
+    assert [line.rstrip() for line in narrow.getvalue().splitlines()] == [line.rstrip() for line in wide.getvalue().splitlines()]

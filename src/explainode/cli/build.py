@@ -154,11 +154,18 @@ def measure(
                 if rank == 0:
                     folder.write_maps(everything.maps[place], split)
     for name, teacher in (teachers or {}).items() if rank == 0 else ():
-        with Heartbeat(f"comparing {name} with what it stands for"):
-            shared = {e: explainer for e, explainer in explainers.items() if not explainer.needs_ode}
-            images = data.batches(split, indices, settings["batch_size"])
+        with Heartbeat(f"comparing {name} with its teacher") as progress:
             gap = measure_gap(
-                teacher.to(device), networks[name].to(device), shared, images, name=name, split=split, epoch=epoch, seed=settings["seed"]
+                teacher.to(device),
+                networks[name].to(device),
+                {e: explainer for e, explainer in explainers.items() if not explainer.needs_ode},
+                data.batches(split, indices, settings["batch_size"]),
+                name=name,
+                split=split,
+                epoch=epoch,
+                seed=settings["seed"],
+                total=len(indices),
+                progress=progress,
             )
         folder.write_results(gap)
         everything.extend(gap)

@@ -12,6 +12,7 @@ from explainode.dynamics.diffusion import Diffusion
 from explainode.dynamics.failure import SolverError
 from explainode.dynamics.sde import StochasticSolver
 from explainode.dynamics.solver import RungeKutta, Solution
+from explainode.dynamics.torch_sde import TorchSDE
 from explainode.errors import UserError
 from explainode.randomness import current_scope
 
@@ -77,7 +78,9 @@ class SDEBlock(ODEBlock):
     Source: Liu et al. 2019; paper 001 Eq. 5-6.
     """
 
-    def __init__(self, field: nn.Module, diffusion: Diffusion, solver: StochasticSolver, replaces: tuple[str, str] | None = None) -> None:
+    def __init__(
+        self, field: nn.Module, diffusion: Diffusion, solver: StochasticSolver | TorchSDE, replaces: tuple[str, str] | None = None
+    ) -> None:
         super().__init__(field, solver, replaces)
         self.diffusion = diffusion
         self.number = 0

@@ -14,8 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from explainode.dynamics.block import ODEBlock, SDEBlock, ode_blocks
 from explainode.dynamics.diffusion import Diffusion
 from explainode.dynamics.sde import StochasticSolver
-from explainode.dynamics.torch_sde import TorchSDE
 from explainode.dynamics.solver import RungeKutta
+from explainode.dynamics.torch_sde import TorchSDE
 from explainode.errors import UserError
 from explainode.models.residual import Residual, inject_noise
 from explainode.models.weights import initialize
@@ -137,7 +137,9 @@ class NeuralSDE(NeuralODE):
 
     @classmethod
     def from_resnet(cls, resnet: nn.Module, solver: Any, tied: bool = False, diffusion: Diffusion | None = None) -> NeuralSDE:
-        """As `NeuralODE.from_resnet`, with a copy of `diffusion` in every block; Euler-Maruyama with one step is the ResNet with noise in its blocks, to rounding.
+        """As `NeuralODE.from_resnet`, with a copy of `diffusion` in every block.
+
+        Euler-Maruyama with one step is the ResNet with noise in its blocks, to rounding.
 
         Raises:
             UserError: without a diffusion, with a solver of ordinary equations, or if no block can be a step of a flow.

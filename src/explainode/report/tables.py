@@ -89,7 +89,11 @@ def is_marked(line: Line, model: str) -> bool:
 
 
 def print_results(results: Results, console: Console, everything: bool = False) -> None:
-    """The table on the terminal: headlines only, unless `everything`; the rest is in metrics.csv and the report."""
+    """The table on the terminal: headlines only, unless `everything`; the rest is in metrics.csv and the report.
+
+    Where the output goes to a file or a pipe, which have no width, its lines are as long as the table needs.
+    """
+    from rich.measure import Measurement
     from rich.table import Table
     from rich.text import Text
 
@@ -118,6 +122,8 @@ def print_results(results: Results, console: Console, everything: bool = False) 
         cells += [Text(_test(line, model)) for model in models[1:]]
         table.add_row(*cells)
         last = line.metric
+    if not console.is_terminal:
+        console.width = max(console.width, Measurement.get(console, console.options.update(max_width=10_000), table).maximum)
     console.print(table)
 
 

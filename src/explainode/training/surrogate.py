@@ -73,7 +73,9 @@ class Surrogate(Classifier):
         for parameter in network.parameters():
             parameter.requires_grad_(train_discrete or id(parameter) in learning)
         if not train_discrete:
-            own = {name.removeprefix("network."): parameter for name, parameter in network.named_parameters() if id(parameter) not in learning}
+            own = {
+                name.removeprefix("network."): parameter for name, parameter in network.named_parameters() if id(parameter) not in learning
+            }
             theirs = dict(teacher.named_parameters())
             if other := next((n for n, p in own.items() if n in theirs and not torch.equal(p.cpu(), theirs[n].cpu())), None):
                 raise UserError(
