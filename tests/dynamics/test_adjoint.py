@@ -416,6 +416,21 @@ def test_a_field_under_a_condition_that_is_learned_too(x0):
     assert max(errors([found], [expected])) < 1e-13
 
 
+def test_a_field_that_is_a_gradient_itself(field, x0):
+    """Hamiltonian and gradient flows differentiate inside the field."""
+
+    def flow(t, x):
+        with torch.enable_grad():
+            x = x if x.requires_grad else x.detach().requires_grad_()
+            return -grad(field(t, x).square().sum(), x, create_graph=True)[0]
+
+    def solve(gradient):
+        solver = RungeKutta("rk4", steps=3, gradient=gradient)
+        return grad(loss(solver.solve(flow, x0, 0.0, 0.1, parameters=tuple(field.parameters())).state), [x0, *field.parameters()][:-1])
+
+    assert max(errors(solve("symplectic"), solve("backprop"))) < 1e-13
+
+
 def test_hooks_on_parameters_are_refused(field, x0):
     field.last.bias.register_hook(lambda gradient: 2 * gradient)
     with pytest.raises(UserError, match=r"parameter of shape \(4,\) has a hook on its gradient"):

@@ -27,8 +27,8 @@ from explainode.dynamics.step import Interval, Time, combine, stage_time, step
 from explainode.dynamics.tableau import Tableau
 from explainode.errors import UserError
 
-# How many states' worth of graphs a step may keep besides the last stage's: with these a field of two convolutions peaks at N + 26 states.
-# The products with parameters need memory of their own.
+# How many states' worth of graphs a step may keep besides the last stage's: with these, N steps of rk4 on the field of two convolutions
+# of scripts/benchmarks/adjoint.py peak at N + 26 states. The products with parameters need memory of their own.
 SPARE_STATES = 10.0
 SPARE_STATES_INPUT_ONLY = 12.5
 
@@ -135,7 +135,8 @@ class Pullback:
             gradient: lambda_{n+1}.
             kept: X_i of the working stages after the first; where there are none, they are computed again.
             released: checkpoints that are not needed any more. Their memory serves to keep the graphs of the last stages, which are then
-                evaluated once here instead of twice.
+                evaluated once here instead of twice. (With retain_graph autograd keeps them nevertheless, and the graphs of at most
+                one step come on top.)
         """
         tableau, dt = self.record.tableau, self.record.grid[n + 1] - self.record.grid[n]
         working = tableau.working_stages
@@ -191,9 +192,9 @@ class Pullback:
             else:
                 inputs[i] = x_i
                 slopes[i] = self.record.evaluate(n, i, self.record.time(n, i), x_i)
-            slopes = [
-                slope if any(row[j] for row in tableau.a[i + 1 :]) else None for j, slope in enumerate(slopes)
-            ]  # the rest is done with
+            for j in range(i + 1):  # what no later stage needs is given back
+                if not any(row[j] for row in tableau.a[i + 1 :]):
+                    slopes[j] = None
 
     def _reaching(self, i: int, dt: float, gradient: Tensor, v: dict[int, Tensor]) -> Tensor:
         """u_i = dt (b_i lambda + sum_{j>i} a_ji v_j)."""

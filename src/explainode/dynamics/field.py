@@ -155,11 +155,12 @@ class Field:
         """f(t, x), with a look at the graph that it would leave: whose gradient it carries, and how large it is."""
         saved: dict[int, torch.UntypedStorage] = {}
 
-        def pack(tensor: Tensor) -> None:  # nobody is going to unpack: the graph is only looked at
+        def pack(tensor: Tensor) -> Tensor:
             if tensor.layout is torch.strided:
                 saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+            return tensor.detach()  # a result that its own node holds with its history is a cycle, and outlives us
 
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda nothing: nothing):
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             leaf = x.detach().requires_grad_()
             slope = self._evaluate(t, leaf)
         check_gradients(slope, (leaf, *self.parameters))

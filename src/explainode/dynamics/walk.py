@@ -57,7 +57,9 @@ class Walk:
         with torch.no_grad():
             dt = controller.first_step(self.f, t, self.x, k_1, end - t)
         for _ in range(max_steps):
-            t_next = end if end - t <= 1.01 * dt else t + dt
+            t_next = end if end - t <= 1.01 * dt else t + dt  # no sliver at the end
+            if t_next == t:
+                raise StepUnderflow(t, dt, self.f.evaluations)
             trial = self.attempt(t, t_next, range(self.method.stages), k_1)
             with torch.no_grad():
                 error = combine(torch.zeros_like(self.x), t_next - t, self.method.error_weights, trial.slopes)
