@@ -288,6 +288,8 @@ def _explain(subject: Subject, settings: Mapping[str, Any], images: Any, paths: 
                 }
                 if record.completeness_error is not None:
                     entry["completeness_error"] = float(record.completeness_error[row])
+                if record.diagnostics:
+                    entry["diagnostics"] = {what: float(values[row]) for what, values in record.diagnostics.items()}
                 score.setdefault("methods", {})[name] = entry
     return scores, [_joined(parts) for parts in maps.values()]
 
@@ -324,7 +326,8 @@ def _print(console: Any, scores: list[dict[str, Any]], names: Sequence[str] | No
         if score["explained"] != best["class"]:
             console.print(f"  explained class: {names[score['explained']] if names else score['explained']}", highlight=False, markup=False)
     table = Table(box=None, pad_edge=False)
-    for column in ("method", "gradients", "forwards", "seconds per picture", "completeness error"):
+    told = list(dict.fromkeys(what for entry in scores[0]["methods"].values() for what in entry.get("diagnostics", {})))
+    for column in ("method", "gradients", "forwards", "seconds per picture", "completeness error", *told):
         table.add_column(column, justify="left" if column == "method" else "right")
     for name in scores[0]["methods"]:
         entries = [score["methods"][name] for score in scores]
@@ -334,5 +337,9 @@ def _print(console: Any, scores: list[dict[str, Any]], names: Sequence[str] | No
             *(f"{np.mean([entry[key] for entry in entries]):.0f}" for key in ("gradients", "forwards")),
             f"{np.mean([entry['seconds'] for entry in entries]):.3f}",
             f"{np.mean(errors):.2g}" if errors else "not defined",
+            *(
+                f"{np.mean([e['diagnostics'][what] for e in entries]):.2g}" if what in entries[0].get("diagnostics", {}) else ""
+                for what in told
+            ),
         )
     console.print(table)
