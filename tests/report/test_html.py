@@ -214,3 +214,14 @@ def test_markup_escapes_all_but_itself() -> None:
     assert tag("td", "<b>", Markup("<i>"), title='"&', hidden=True, colspan=None) == '<td title="&quot;&amp;" hidden>&lt;b&gt;<i></td>'
     assert join("a<", ["b>", None, Markup("<br>")]) == "a&lt;b&gt;<br>"
     assert tag("img", alt="") == '<img alt="">'
+
+
+def test_numbers_of_the_network_itself_are_in_the_table(make_results: Build, tmp_path: Path) -> None:
+    results = make_results(images=2, side=16, n=24, epochs=1)
+    like = next(row for row in results.rows if row.metric == "accuracy")
+    results.rows.append(replace(like, metric="kappa", value=0.1234, low=0.11, high=0.13, higher_is_better=False, protocol="gap"))
+    folder = RunDirectory(tmp_path)
+    folder.write_config({})
+    folder.write_results(results)
+    text = " ".join(Page(write_report(tmp_path).read_text(encoding="utf-8")).words)
+    assert "kappa" in text and "of the network" in text and number(0.1234) in text

@@ -92,8 +92,9 @@ def metrics_section(results: Results, verdict: Verdict) -> Markup:
     """The table of headlines, and the other results folded away."""
     models = model_names(results)
     lines = table_lines(results, verdict.comparisons)
-    first = {m: of for m, of in lines.items() if is_primary(m) and of[0].explainer}
-    other = {m: of for m, of in lines.items() if m not in first and of[0].explainer}
+    shown = {m: of for m, of in lines.items() if m != "accuracy"}  # which has the tiles
+    first = {m: of for m, of in shown.items() if is_primary(m)}
+    other = {m: of for m, of in shown.items() if m not in first}
     parts = [_table(first, models, "Last measurement of each metric")] if first else []
     if other:
         summary = tag("summary", f"{len(other)} further result{'s' * (len(other) > 1)}")
@@ -128,7 +129,7 @@ def _table(lines: dict[str, list[Line]], models: Sequence[str], title: str) -> M
 
 
 def _row(line: Line, models: Sequence[str], span: tuple[float, float] | None) -> Markup:
-    label = join(line.explainer, tag("span", "control", class_="chip") if line.control else "")
+    label = join(line.explainer or "of the network", tag("span", "control", class_="chip") if line.control else "")
     cells = [tag("th", label, scope="row", class_="sticky")]
     cells += [tag("td", _value(line, model), class_="number") for model in models]
     cells.append(tag("td", _forest(line, models, span), class_="plot"))
@@ -145,7 +146,7 @@ def _value(line: Line, model: str) -> Markup:
     if row is None:
         return tag("span", "not measured", class_="muted")
     value = tag("b", tag("u", number(row.value))) if is_marked(line, model) else tag("span", number(row.value))
-    star = tag("span", "★", class_="star", title="best explainer of this model") if len(line.cells) > 1 and model in line.top else ""
+    star = tag("span", "★", class_="star", title="best explainer of this model") if line.explainer and len(line.cells) > 1 and model in line.top else ""
     return join(star, value, tag("span", interval(row.low, row.high), class_="interval"))
 
 
