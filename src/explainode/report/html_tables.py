@@ -146,7 +146,11 @@ def _value(line: Line, model: str) -> Markup:
     if row is None:
         return tag("span", "not measured", class_="muted")
     value = tag("b", tag("u", number(row.value))) if is_marked(line, model) else tag("span", number(row.value))
-    star = tag("span", "★", class_="star", title="best explainer of this model") if line.explainer and len(line.cells) > 1 and model in line.top else ""
+    star = (
+        tag("span", "★", class_="star", title="best explainer of this model")
+        if line.explainer and len(line.cells) > 1 and model in line.top
+        else ""
+    )
     return join(star, value, tag("span", interval(row.low, row.high), class_="interval"))
 
 
