@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -111,16 +111,26 @@ def refinement(surrogate: NeuralODE, steps: Sequence[int], tableau: str | None =
     ResNet's.
 
     Raises:
-        UserError: if its solver takes no number of steps.
+        UserError: if its solver has no such setting.
     """
     solver = next(iter(ode_blocks(surrogate).values())).solver
+    changes: dict[str, Any] = {} if tableau is None else {"tableau": tableau}
     for count in steps:
-        try:
-            yield count, surrogate.with_solver(replace(solver, steps=count, **({"tableau": tableau} if tableau else {})))
-        except TypeError as error:
-            raise UserError(
-                f"{type(solver).__name__} takes no number of steps, so it cannot be refined; choose solver=euler or solver=rk4"
-            ) from error
+        yield count, surrogate.with_solver(_changed(solver, steps=count, **changes))
+
+
+def _changed(solver: Any, **changes: Any) -> Any:
+    """The solver with other settings.
+
+    Raises:
+        UserError: if it has no such settings.
+    """
+    has = {field.name for field in fields(solver)} if is_dataclass(solver) else set()
+    if missing := [name for name in changes if name not in has]:
+        raise UserError(
+            f"{type(solver).__name__} has no setting {missing[0]!r}; choose a RungeKutta solver, such as solver=euler or solver=rk4"
+        )
+    return replace(solver, **changes)
 
 
 @dataclass(frozen=True)
@@ -163,27 +173,26 @@ def bound(teacher: nn.Module, surrogate: NeuralODE, x: Tensor, iterations: int =
         iterations: of the power method.
     """
     blocks = ode_blocks(surrogate)
-    solver = replace(next(iter(blocks.values())).solver, gradient="backprop")  # power iteration differentiates twice
+    solver = _changed(next(iter(blocks.values())).solver, gradient="backprop")  # power iteration differentiates twice
     with guard(teacher) as network, guard(surrogate) as stand_in:
         assert isinstance(stand_in, NeuralODE)
         differentiable = stand_in.with_solver(solver)
         ends = list(ode_blocks(differentiable).values())
         states = teacher_states(network, [block.replaces for block in blocks.values() if block.replaces], x)
         observed = kappa(predict(network, x), predict(stand_in, x))
-        defects, tails, norms, speeds, slopes = [], [], [], [], []
-        fields = []
+        defects, tails, norms, speeds, slopes, velocities = [], [], [], [], [], []
         for number, (block, (start, end)) in enumerate(zip(ends, states, strict=True)):
             with torch.no_grad():
                 defects.append(_norm(block(start) - end))
-                fields.append(block.field(torch.zeros((), dtype=x.dtype, device=x.device), start))
-                speeds.append(_norm(fields[-1]))
+                velocities.append(block.field(torch.zeros((), dtype=x.dtype, device=x.device), start))
+                speeds.append(_norm(velocities[-1]))
             slopes.append(spectral_norm(partial(block.field, torch.zeros((), dtype=x.dtype, device=x.device)), start, iterations))
             tails.append(spectral_norm(_piece(differentiable, x, block, None), end, iterations))
             following = ends[number + 1] if number + 1 < len(ends) else None
             norms.append(tails[-1] if following is None else spectral_norm(_piece(differentiable, x, block, following), end, iterations))
     d, tail = torch.stack(defects, 1), torch.stack(tails, 1)
     product = torch.stack(norms, 1).flip(1).cumprod(1).flip(1)
-    changes = [_norm(b - a) for a, b in pairwise(fields) if a.shape == b.shape]
+    changes = [_norm(b - a) for a, b in pairwise(velocities) if a.shape == b.shape]
     p, k = torch.stack(speeds, 1).amax(1), torch.stack(slopes, 1).amax(1)
     q = torch.stack(changes, 1).amax(1) if changes else torch.zeros_like(p)
     T = N = len(ends)

@@ -1,15 +1,19 @@
 """Maps by the adjoint of a neural ODE, against autograd through the unrolled steps and against Grad-CAM."""
 
+from functools import partial
+
 import pytest
 import torch
 
+from explainode.dynamics.diffusion import AdditiveDiffusion
+from explainode.dynamics.sde import EulerMaruyama
 from explainode.dynamics.solver import RungeKutta
 from explainode.errors import UserError
 from explainode.evaluation import explain
 from explainode.explainers.adjoint import AdjointCAM, AdjointMap, Surrogate, kappa
 from explainode.explainers.cam import GradCAM
 from explainode.explainers.gradient import Saliency
-from explainode.models.neural_ode import NeuralODE, neural_ode
+from explainode.models.neural_ode import NeuralODE, NeuralSDE, neural_ode
 from explainode.models.resnet import six_block_resnet
 
 SOLVER = RungeKutta("heun2", steps=4)
@@ -127,3 +131,42 @@ class TestSurrogate:
 def test_kappa_is_a_distance_of_probabilities():
     logits = torch.tensor([[50.0, 0.0], [0.0, 0.0]])
     assert torch.allclose(kappa(logits, -logits), torch.tensor([2.0**0.5, 0.0]))
+
+
+def test_the_state_map_of_a_stochastic_block_needs_no_grid(resnet, images, classes):
+    sde = NeuralSDE.from_resnet(resnet, EulerMaruyama(steps=2), diffusion=AdditiveDiffusion(0.1)).eval()
+    noisy = explain(AdjointMap(), sde, images, classes, noise="path").attribution
+    assert torch.isfinite(noisy).all() and not torch.equal(noisy, AdjointMap()(sde, images, classes))
+    with pytest.raises(UserError, match="noise=off"):
+        explain(AdjointCAM(t=0.5 / 3), sde, images, classes, noise="path")
+
+
+def test_a_map_solves_each_block_once(ode, images, classes, monkeypatch):
+    calls = []
+    solve = RungeKutta.solve
+    monkeypatch.setattr(RungeKutta, "solve", lambda self, *args, **settings: calls.append(1) or solve(self, *args, **settings))
+    AdjointMap()(ode, images, classes)
+    assert len(calls) == 3
+    AdjointCAM(t=0.5)(ode, images, classes)
+    assert len(calls) == 3 + 4  # one block in two parts
+
+
+def test_a_surrogate_is_made_once_and_again_when_the_network_has_changed(resnet, images, classes):
+    made = []
+
+    def convert(model):
+        made.append(neural_ode(model, SOLVER))
+        return made[-1]
+
+    explainer = Surrogate(convert, AdjointMap())
+    first = explain(explainer, resnet, images, classes).attribution
+    explainer(resnet, images, classes)
+    assert len(made) == 1
+    with torch.no_grad():
+        resnet.linear.weight.mul_(2)
+    assert not torch.equal(explainer(resnet, images, classes), first) and len(made) == 2
+
+
+def test_an_untrained_tied_surrogate_is_refused():
+    with pytest.raises(UserError, match="distil it first"):
+        Surrogate(partial(neural_ode, solver=SOLVER, tied=True), AdjointMap())

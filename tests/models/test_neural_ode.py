@@ -230,3 +230,14 @@ class TestNeuralSDE:
 
 def test_a_block_says_its_solver():
     assert "euler" in repr(ODEBlock(TimeConditionedField(4), EULER))
+
+
+def test_what_cannot_be_converted_is_said(resnet):
+    from explainode.models.self_ensemble import inject_noise_layers
+
+    with pytest.raises(UserError, match="continuous already"):
+        NeuralODE.from_resnet(NeuralODE.from_resnet(resnet, EULER), EULER)
+    with pytest.raises(UserError, match="needs a solver, got 'rk4'"):
+        NeuralODE.from_resnet(resnet, "rk4")
+    with pytest.raises(UserError, match="noise layers"):
+        NeuralODE.from_resnet(inject_noise_layers(resnet), EULER)

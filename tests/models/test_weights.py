@@ -11,7 +11,7 @@ import torchvision
 from torch import nn
 
 from explainode.errors import UserError
-from explainode.models.resnet import cifar_resnet, torchvision_resnet
+from explainode.models.resnet import cifar_resnet, six_block_resnet, torchvision_resnet
 from explainode.models.weights import fit_state_dict, from_torchvision, initialize, load_weights, read_state_dict, to_torchvision
 
 
@@ -214,3 +214,30 @@ def test_torchvision_without_network_or_weights(monkeypatch):
         torchvision_resnet("resnet18", weights="torchvision:IMAGENET1K_V9")
     with pytest.raises(UserError, match="torchvision has no weights for this network"):
         initialize(cifar_resnet(20), "torchvision")
+
+
+class TestNetworksWithAPartCalledNetwork:
+    """A neural ODE's own names begin with `network.`, which is also what Lightning modules put before all names."""
+
+    @pytest.fixture
+    def ode(self):
+        from explainode.dynamics.solver import RungeKutta
+        from explainode.models.neural_ode import NeuralODE
+
+        torch.manual_seed(0)
+        return NeuralODE.from_resnet(six_block_resnet(width=16, blocks=1), RungeKutta("euler", steps=1))
+
+    @pytest.mark.parametrize("prefix", ["", "network.", "module.network."])
+    def test_they_load_with_and_without_a_wrappers_prefix(self, ode, tmp_path, prefix):
+        state = {prefix + k: v + 1 for k, v in ode.state_dict().items()}
+        torch.save({"state_dict": state | ({"val_loss.value": torch.zeros(1)} if prefix else {})}, tmp_path / "w.ckpt")
+        before = {k: v.clone() for k, v in ode.state_dict().items()}
+        load_weights(ode, tmp_path / "w.ckpt")
+        assert all(torch.equal(v, before[k] + 1) for k, v in ode.state_dict().items())
+
+    def test_of_a_distillation_the_weights_that_it_kept_are_taken(self, ode, tmp_path):
+        best = {k: v + 2 for k, v in ode.state_dict().items()}
+        last = {f"network.{k}": v for k, v in ode.state_dict().items()}
+        torch.save({"state_dict": last, "distillation": {"best": best}}, tmp_path / "w.ckpt")
+        load_weights(ode, tmp_path / "w.ckpt")
+        assert all(torch.equal(v, best[k]) for k, v in ode.state_dict().items())

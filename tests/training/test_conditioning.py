@@ -13,7 +13,7 @@ from explainode.models.neural_ode import NeuralODE
 from explainode.models.residual import Residual
 from explainode.models.resnet import cifar_resnet, six_block_resnet
 from explainode.training.classifier import Classifier
-from explainode.training.conditioning import DepthConditioning, continuous_blocks, depth_smoothness, refined
+from explainode.training.conditioning import DepthConditioning, depth_smoothness, flow_blocks, refined
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_smoothness_is_relative_and_looks_at_neighbours_of_one_shape():
 
 def test_a_flow_needs_no_refinement(network, images):
     """A field that is the same everywhere makes half steps end where whole ones do."""
-    for block in continuous_blocks(network):
+    for block in flow_blocks(network):
         nn.init.zeros_(block.branch.conv2.weight)
     assert float(DepthConditioning(refinement=1.0)(network, images)["refinement"]) == pytest.approx(0.0, abs=1e-10)
 
@@ -98,3 +98,23 @@ def test_bad_settings():
         DepthConditioning(refinement=-1.0)
     with pytest.raises(UserError, match="identity shortcut"):
         DepthConditioning(refinement=1.0)(nn.Flatten(), torch.zeros(1, 3, 4, 4))
+
+
+def test_a_run_resumed_in_mid_epoch_stays_frozen(data, trainer, tmp_path):
+    """Lightning does not start an epoch again that it resumes inside of."""
+
+    def module():
+        torch.manual_seed(0)
+        made = Classifier(cifar_resnet(8, num_classes=8), partial(torch.optim.SGD, lr=0.0), 8, conditioning=DepthConditioning(1.0))
+        made.network.bn1.running_mean.fill_(0.1)
+        return made
+
+    trainer(tmp_path, max_steps=2, max_epochs=-1).fit(module(), datamodule=data())
+    resumed = module()
+    trainer(tmp_path, max_epochs=1).fit(resumed, datamodule=data(), ckpt_path=tmp_path / "checkpoints" / "last.ckpt")
+    assert torch.equal(resumed.network.bn1.running_mean, torch.full((16,), 0.1))
+
+
+def test_a_neural_ode_cannot_be_conditioned(network):
+    with pytest.raises(UserError, match="condition its teacher"):
+        DepthConditioning(refinement=1.0)(NeuralODE.from_resnet(network, RungeKutta("euler", steps=1)), torch.zeros(1, 3, 16, 16))

@@ -11,7 +11,8 @@ from explainode.dynamics.solver import RungeKutta
 from explainode.errors import UserError
 from explainode.models.neural_ode import NeuralODE
 from explainode.models.resnet import six_block_resnet
-from explainode.training.conditioning import continuous_blocks
+from explainode.models.weights import load_weights
+from explainode.training.conditioning import flow_blocks
 from explainode.training.surrogate import Surrogate
 
 SOLVER = RungeKutta("heun2", steps=2)
@@ -21,7 +22,7 @@ SOLVER = RungeKutta("heun2", steps=2)
 def teacher():
     torch.manual_seed(0)
     network = six_block_resnet(width=16, blocks=2, num_classes=8).eval()
-    for block in continuous_blocks(network):
+    for block in flow_blocks(network):
         block.branch.conv2.weight.data *= 8  # far from a flow
     network.linear.weight.data *= 20  # sure of itself
     return network
@@ -109,3 +110,46 @@ def test_bad_settings(surrogate, teacher):
     other = six_block_resnet(width=16, blocks=2, num_classes=8)
     with pytest.raises(UserError, match=r"same weights"):
         Surrogate(NeuralODE.from_resnet(other, SOLVER), teacher, optimizer=torch.optim.Adam, num_classes=8)
+
+
+def test_what_was_kept_is_what_a_checkpoint_gives_and_a_finished_run_has(surrogate, data, trainer, tmp_path):
+    """One epoch on a loss that leads away; then the checkpoint is read, and the finished run is resumed with nothing left to do."""
+    module = surrogate(RungeKutta("euler", steps=1), lr=0.1)
+    module.training_step = lambda batch, batch_idx: F.cross_entropy(module.network(batch.image), (batch.label + 1) % 8)
+    trainer(tmp_path, max_epochs=1).fit(module, datamodule=data())
+    assert "not accepted" in module.verdict()
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    kept = module.network.state_dict()
+    assert not torch.equal(torch.load(path, weights_only=True)["state_dict"]["network.network.blocks.0.field.block.branch.conv1.weight"],
+                           kept["network.blocks.0.field.block.branch.conv1.weight"])  # fmt: skip
+
+    read = surrogate().network
+    load_weights(read, path)
+    again = surrogate()
+    trainer(tmp_path, max_epochs=1).fit(again, datamodule=data(), ckpt_path=path)
+    for network in (read, again.network):
+        assert all(torch.equal(tensor, kept[name]) for name, tensor in network.state_dict().items())
+
+
+def test_a_surrogate_that_fails_on_some_images_is_not_accepted(surrogate):
+    module = surrogate()
+    module.val_kappa.update(torch.tensor([float("nan"), 0.5]))
+    assert not float(module.val_kappa.compute()) < 1
+
+
+def test_the_first_comparison_is_of_the_images_that_epochs_are_judged_on(surrogate, data, trainer, tmp_path):
+    module = surrogate(lr=1e-12)
+    run = trainer(tmp_path, max_epochs=1, limit_val_batches=1)
+    run.fit(module, datamodule=data())
+    assert module.first_kappa == pytest.approx(float(run.callback_metrics["val/kappa"]), rel=1e-4)
+
+
+def test_without_validation_nothing_is_claimed(surrogate, data, trainer, tmp_path):
+    module = surrogate()
+    trainer(tmp_path, max_epochs=1, limit_val_batches=0).fit(module, datamodule=data())
+    assert "Nothing was distilled and compared" in module.verdict()
+
+
+def test_settings_that_would_be_ignored_are_refused(surrogate):
+    with pytest.raises(UserError, match="label_smoothing"):
+        surrogate(label_smoothing=0.1)

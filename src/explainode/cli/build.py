@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +14,10 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from explainode.cli.heartbeat import Heartbeat
-from explainode.cli.registry import check_parameters, instantiate
+from explainode.cli.registry import check_parameters, instantiate, locate
 from explainode.errors import UserError
 from explainode.evaluation import concatenate_maps, evaluate
+from explainode.explainers.adjoint import Surrogate
 from explainode.gap import measure_gap
 from explainode.metrics.results import Results
 from explainode.report.picks import worst_images
@@ -64,6 +66,27 @@ def count_classes(config: DictConfig, data: Any) -> None:
     """Fill in the number of classes where the configuration leaves it to the data to count them."""
     if OmegaConf.select(config, "data.num_classes") is None and data.num_classes:
         config.data.num_classes = data.num_classes
+
+
+def fill_classes(model: dict[str, Any]) -> int | None:
+    """The number of classes of the network that a model's settings describe, filled in where they leave it open.
+
+    A model around a model has the inner one's.
+    """
+    parameters = inspect.signature(locate(model["_target_"])).parameters
+    if "num_classes" in parameters:
+        if model.get("num_classes") is None:
+            model["num_classes"] = parameters["num_classes"].default
+        return model["num_classes"]
+    inner = [fill_classes(value) for value in model.values() if isinstance(value, dict) and "_target_" in value]
+    return next((count for count in inner if count is not None), None)
+
+
+def without_weights(model: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's settings without the files of weights that it, or a model in it, was made from: a checkpoint holds everything."""
+    return {
+        key: without_weights(value) if isinstance(value, Mapping) else None if key == "weights" else value for key, value in model.items()
+    }
 
 
 def build_network(model: Mapping[str, Any]) -> nn.Module:
@@ -158,7 +181,7 @@ def measure(
             gap = measure_gap(
                 teacher.to(device),
                 networks[name].to(device),
-                {e: explainer for e, explainer in explainers.items() if not explainer.needs_ode},
+                {e: explainer for e, explainer in explainers.items() if not explainer.needs_ode and not isinstance(explainer, Surrogate)},
                 data.batches(split, indices, settings["batch_size"]),
                 name=name,
                 split=split,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from explainode.cli.compose import compose, plain
 from explainode.cli.heartbeat import Heartbeat
 from explainode.cli.help import verb_help
-from explainode.cli.registry import check_parameters, locate
+from explainode.cli.registry import check_parameters
 from explainode.errors import UserError
 
 EXAMPLES = (
@@ -27,7 +26,7 @@ def run(arguments: Sequence[str]) -> int:
         print(verb_help("evaluate", EXAMPLES))
         return 0
     with Heartbeat("starting"):
-        from explainode.cli.build import build_data, count_classes, measure, select_images
+        from explainode.cli.build import build_data, count_classes, fill_classes, measure, select_images
         from explainode.cli.registry import instantiate
         from explainode.cli.train import finish
         from explainode.report.run import RunDirectory
@@ -37,7 +36,8 @@ def run(arguments: Sequence[str]) -> int:
             data = build_data(config)
             count_classes(config, data)
             if config.data.num_classes is None:  # pictures without labels: the network says how many classes it knows
-                config.model.num_classes = inspect.signature(locate(config.model._target_)).parameters["num_classes"].default
+                settings = plain(config)
+                config.data.num_classes = fill_classes(settings["model"])
             settings = plain(config)
         else:
             settings = _with_run(config, arguments)
@@ -99,7 +99,7 @@ def run_networks(settings: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: if a checkpoint is missing, damaged, or of another network.
     """
-    from explainode.cli.build import build_network, merge_settings
+    from explainode.cli.build import build_network, merge_settings, without_weights
     from explainode.models.weights import load_weights
     from explainode.training.checkpoint import latest_checkpoint, verify
 
@@ -120,7 +120,7 @@ def run_networks(settings: Mapping[str, Any]) -> dict[str, Any]:
         if path is None:
             raise UserError(f"no checkpoint under {folder / name}; train first, or name one with checkpoint=...")
         verify(path)
-        network = build_network(merge_settings(settings["model"], changes or {}) | {"weights": None})
+        network = build_network(without_weights(merge_settings(settings["model"], changes or {})))
         load_weights(network, path)
         networks[name if settings["checkpoint"] is None else f"{name}@{path.stem}"] = network.eval()
     return networks

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import inspect
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ import numpy as np
 from explainode.cli.compose import compose, plain, run_id
 from explainode.cli.heartbeat import Heartbeat
 from explainode.cli.help import verb_help
-from explainode.cli.registry import locate
 from explainode.errors import UserError, nearest
 
 EXAMPLES = (
@@ -140,7 +138,7 @@ def _subjects(settings: Mapping[str, Any]) -> list[Subject]:
     Raises:
         UserError: if there is neither.
     """
-    from explainode.cli.build import build_network, choose_device, run_config
+    from explainode.cli.build import build_network, choose_device, fill_classes, run_config
     from explainode.cli.evaluate import run_networks
     from explainode.models.names import imagenet_classes
     from explainode.report.run import RunDirectory
@@ -148,9 +146,7 @@ def _subjects(settings: Mapping[str, Any]) -> list[Subject]:
     device = choose_device(settings["device"])
     if settings.get("model"):
         model = dict(settings["model"])
-        constructor = inspect.signature(locate(model["_target_"])).parameters
-        if model.get("num_classes") is None:
-            model["num_classes"] = constructor["num_classes"].default
+        num_classes = fill_classes(model)
         if not model.get("weights") and settings["checkpoint"] is None:
             raise UserError(
                 "a network without trained weights has nothing to explain: add --weights PATH (or model.weights=torchvision to download them)"
@@ -161,7 +157,7 @@ def _subjects(settings: Mapping[str, Any]) -> list[Subject]:
 
             load_weights(network, settings["checkpoint"])
         size = settings["size"] or network.image_size
-        names = imagenet_classes() if model["num_classes"] == 1000 else None
+        names = imagenet_classes() if num_classes == 1000 else None
         return [Subject(settings["model_name"], network.to(device).eval(), size, names)]
     folder = Path(settings["run"]) if settings["run"] else _newest_run()
     trained = run_config(folder)
@@ -281,7 +277,7 @@ def _explain(subject: Subject, settings: Mapping[str, Any], images: Any, paths: 
                     for p, k in zip(top.values, top.indices, strict=True)
                 ]
                 score["explained"] = int(record.target[row])
-                entry = {
+                entry: dict[str, Any] = {
                     "seconds": record.seconds / len(batch),
                     "gradients": record.backwards / len(batch),
                     "forwards": record.forwards / len(batch),

@@ -257,15 +257,17 @@ def load(path: str, overrides: Mapping[str, Any] | None = None) -> DictConfig:
     config = OmegaConf.create(_text(group, name))
     assert isinstance(config, DictConfig)
     for default in config.pop("defaults", []):  # such as {"/model@teacher": "six_block"}
+        if default == "_self_":
+            continue
         (place, entry), *_ = default.items()
         other, _, key = place.lstrip("/").partition("@")
-        config[key] = load(f"{other}/{entry}")
+        config[key] = OmegaConf.merge(load(f"{other}/{entry}"), config.get(key) or {})
     for key, value in (overrides or {}).items():
         if key not in config:
             raise UserError(
                 f"{path} has no key {key!r}; the nearest are {nearest(key, [str(k) for k in config if not str(k).startswith('_')])}"
             )
-        config[key] = value
+        config[key] = OmegaConf.merge(config[key], value) if isinstance(value, Mapping) and isinstance(config[key], DictConfig) else value
     return config
 
 

@@ -120,7 +120,8 @@ def train(config: DictConfig) -> bool:
         networks[variant.variant] = module.network.eval()
         if (teacher := getattr(module, "teacher", None)) is not None:
             teachers[variant.variant] = teacher
-            print(f"{variant.variant}: {module.verdict()}", flush=True)
+            if not interrupted and ranks()[0] == 0:
+                print(f"{variant.variant}: {module.verdict()}", flush=True)
         if interrupted:
             break
     epoch = settings["trainer"].get("max_epochs") or 0

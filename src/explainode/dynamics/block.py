@@ -49,6 +49,11 @@ class ODEBlock(nn.Module):
             lambda: self.solver.solve(self.field, x) if grid is None else self.solver.solve(self.field, x, *_ends(grid), grid=grid)
         )
 
+    def grid(self, x: Tensor) -> Tensor:
+        """The times (N + 1,) that the solver visits from x: known beforehand for fixed steps, found by solving for adaptive ones."""
+        steps = getattr(self.solver, "steps", None)
+        return self.solve(x).grid if steps is None else torch.tensor([n / steps for n in range(steps + 1)], dtype=torch.float64)
+
     def _located(self, solve: Callable[[], Any]) -> Any:
         """What `solve` returns; its failure is given this block's name."""
         try:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +15,6 @@ from explainode.dynamics.block import ODEBlock, ode_blocks
 from explainode.errors import UserError, nearest
 from explainode.explainers.base import Explainer
 from explainode.explainers.cam import cam
-from explainode.explainers.layers import hooked
 from explainode.explainers.passes import differentiate, forward, gradient, in_passes, predict
 from explainode.explainers.targets import select_score
 
@@ -50,29 +51,35 @@ def state_and_adjoint(model: nn.Module, x: Tensor, target: Tensor, block: ODEBlo
     def evaluate(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         state: Tensor | None = None
 
-        def begin_graph(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        def begin(reached: Tensor) -> Tensor:
             nonlocal state
-            assert isinstance(module, ODEBlock)
-            if position >= 1.0:
-                state = output.detach().requires_grad_()
-                return state.clone()
-            start = args[0].detach()
-            grid = module.solve(start).grid
-            split = int((grid - (grid[0] + position * (grid[-1] - grid[0]))).abs().argmin())
-            with torch.no_grad():
-                reached = module.solve(start, grid[: split + 1]).state if split else start
             state = reached.detach().requires_grad_()
-            if split == len(grid) - 1:
-                return state.clone()
-            return module.solve(state, grid[split:]).state
+            return state.clone()
 
-        with hooked([block], begin_graph), torch.enable_grad():
+        def solve(start: Tensor) -> Tensor:
+            grid = block.grid(start)
+            split = int((grid - (grid[0] + position * (grid[-1] - grid[0]))).abs().argmin())
+            if split in (0, len(grid) - 1):
+                return block.solve(begin(start)).state if split == 0 else begin(block.solve(start).state)
+            return block.solve(begin(block.solve(start, grid[: split + 1]).state), grid[split:]).state
+
+        with replaced(block, solve), torch.enable_grad():
             score = select_score(forward(model, x.detach()), target)
         assert state is not None, "every block of the network takes part in its forward pass"
         return state.detach(), differentiate(score, state)
 
     state, adjoint = in_passes(evaluate, x, target)
     return state, adjoint
+
+
+@contextmanager
+def replaced(block: ODEBlock, solve: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Context in which a block computes `solve(x)`, inside its own hooks."""
+    block.forward = solve  # type: ignore[method-assign, assignment]  # on this module alone
+    try:
+        yield
+    finally:
+        del block.forward
 
 
 @dataclass(frozen=True)
@@ -161,6 +168,13 @@ class Surrogate(Explainer):
     convert: Callable[[nn.Module], nn.Module]
     explainer: Explainer
 
+    def __post_init__(self) -> None:
+        settings = getattr(self.convert, "keywords", {})
+        if settings.get("tied") and not settings.get("weights"):
+            raise UserError(
+                "a tied surrogate has new, untrained fields: distil it first (module=surrogate) and give its weights (convert.weights)"
+            )
+
     def attribute(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
         return self.explainer.attribute(self._stand_in(model), x, target)
 
@@ -171,8 +185,17 @@ class Surrogate(Explainer):
         return {"kappa": kappa(predict(model, x), predict(self._stand_in(model), x))}
 
     def _stand_in(self, model: nn.Module) -> nn.Module:
-        surrogate = self.convert(model).to(next(model.parameters()).device).eval()
-        return surrogate.requires_grad_(False)
+        """The surrogate of the model as it is now, made once."""
+        now = tuple((id(tensor), tensor._version, tensor.device) for tensor in (*model.parameters(), *model.buffers()))
+        known = _surrogates.setdefault(model, {})
+        if id(self.convert) not in known or known[id(self.convert)][0] != now:
+            surrogate = self.convert(model).to(next(model.parameters()).device).eval().requires_grad_(False)
+            known[id(self.convert)] = (now, self.convert, surrogate)
+        return known[id(self.convert)][2]
+
+
+# Per network: how it was converted -> what it was then (tensors and their versions), the conversion (kept, so that its id stays its own), the surrogate.
+_surrogates: WeakKeyDictionary[nn.Module, dict[int, tuple[Any, Any, nn.Module]]] = WeakKeyDictionary()
 
 
 def kappa(logits: Tensor, surrogate: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from explainode.dynamics.block import ODEBlock, SDEBlock, ode_blocks
 from explainode.dynamics.diffusion import Diffusion
+from explainode.dynamics.noise import Noise
 from explainode.dynamics.sde import StochasticSolver
 from explainode.dynamics.solver import RungeKutta
 from explainode.dynamics.torch_sde import TorchSDE
@@ -105,6 +106,8 @@ class NeuralODE(nn.Module):
         Source: paper 000 Eq. 5 and Table 2; Sander et al. 2022. We keep the weights of each block by default: a tied field has another function to
         learn, and its maps have little in common with the ResNet's (docs/dynamics.md).
         """
+        if not hasattr(solver, "solve"):
+            raise UserError(f"a neural ODE needs a solver, got {solver!r}; choose one with solver=rk4, or RungeKutta('rk4', steps=4)")
         return cls(make_continuous(resnet, lambda field, names: ODEBlock(field, solver, names), tied))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -160,8 +163,14 @@ def make_continuous(resnet: nn.Module, make: Callable[[nn.Module, tuple[str, str
     Raises:
         UserError: if there is no such block.
     """
+    if ode_blocks(resnet):
+        raise UserError(
+            f"{type(resnet).__name__} is continuous already: explain it directly (explainer=[adjoint_map]), or solve it by other steps (with_solver)"
+        )
     network = inject_noise(copy.deepcopy(resnet), None)
     runs = list(_runs(network))
+    if any(isinstance(module, Noise) for run in runs for name in run for module in network.get_submodule(name).modules()):
+        raise UserError("a branch with noise layers in it is no field; make the neural ODE of the network without them")
     if not runs:
         raise UserError(
             f"{type(resnet).__name__} has no block that a flow can stand for (an identity shortcut, no activation after it or ReLU); "

@@ -93,6 +93,9 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
                 f"{path} is a pickle that could run code, which is refused; save only the weights, torch.save(network.state_dict(), path)"
             ) from error
         raise UserError(f"the weights file {path} is damaged or cut short; copy or download it again") from error
+    kept = content.get("distillation") if isinstance(content, Mapping) else None
+    if isinstance(kept, Mapping) and kept.get("best"):
+        content = kept["best"]  # the weights that a distillation has kept, which need not be those of its last step
     for name in CONTAINERS:
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
             content = content[name]
@@ -146,8 +149,11 @@ def from_torchvision(network: nn.Module, state: Mapping[str, Tensor]) -> dict[st
 
 def _strip_prefixes(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Without the wrappers' prefixes; what lies outside a wrapped network (metrics, a second network) is left behind."""
-    state = dict(state)
-    while wrapper := next((p for p in PREFIXES if any(k.startswith(p) for k in state) and not any(k.startswith(p) for k in own)), None):
+    state, known = dict(state), {*own, *map(torchvision_key, own)}
+    # a network may have a part called `network` itself: only names that it does not know can have a wrapper's prefix
+    while not known & {OLD_DENSENET.sub(r"\1\2", k) for k in state} and (
+        wrapper := next((p for p in PREFIXES if any(k.startswith(p) for k in state)), None)
+    ):
         state = {k.removeprefix(wrapper): v for k, v in state.items() if k.startswith(wrapper)}
     return state
 

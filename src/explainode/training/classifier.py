@@ -206,6 +206,8 @@ class Classifier(LightningModule):
         return max(1, int(steps))
 
     def on_train_start(self) -> None:
+        if self.conditioning is not None:  # a run resumed in mid epoch does not start that epoch again
+            freeze_batchnorm(self.network)
         for config in self.trainer.lr_scheduler_configs:
             planned = getattr(config.scheduler, "total_steps", None)
             if planned is not None and config.interval == self.interval and planned < self._length():

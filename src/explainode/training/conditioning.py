@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from explainode.dynamics.block import ode_blocks
 from explainode.errors import UserError
 from explainode.models.residual import Residual
 
@@ -53,7 +54,7 @@ class DepthConditioning:
 
     def __call__(self, network: nn.Module, image: Tensor, logits: Tensor | None = None) -> dict[str, Tensor]:
         """The weighted penalties by name, scalars, for images (B, C, H, W); `logits` (B, K) of the network, if they are known, save a pass."""
-        blocks = continuous_blocks(network)
+        blocks = flow_blocks(network)
         penalties = {}
         if self.refinement:
             p = (network(image[: self.images]) if logits is None else logits[: self.images]).log_softmax(1)
@@ -66,12 +67,14 @@ class DepthConditioning:
         return penalties
 
 
-def continuous_blocks(network: nn.Module) -> list[Residual]:
+def flow_blocks(network: nn.Module) -> list[Residual]:
     """The blocks that a flow can stand for, in order.
 
     Raises:
-        UserError: if there are none.
+        UserError: if there are none, or the network solves equations.
     """
+    if ode_blocks(network):
+        raise UserError("conditioning is for ResNets, and this network solves equations already; condition its teacher (model=resnet20)")
     blocks = [module for module in network.modules() if isinstance(module, Residual) and module.continuous]
     if not blocks:
         raise UserError("conditioning needs blocks with an identity shortcut, and this network has none; choose one of our ResNets")
@@ -89,7 +92,7 @@ def refined(network: nn.Module, steps: int) -> Iterator[None]:
             x = x + block.field(x) / steps
         return x
 
-    handles = [block.register_forward_hook(euler) for block in continuous_blocks(network)]
+    handles = [block.register_forward_hook(euler) for block in flow_blocks(network)]
     try:
         yield
     finally:

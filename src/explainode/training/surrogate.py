@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import math
+from itertools import islice
 from typing import Any
 
 import torch
@@ -14,6 +17,7 @@ from explainode.dynamics.block import ode_blocks
 from explainode.errors import UserError
 from explainode.explainers.adjoint import kappa
 from explainode.models.neural_ode import teacher_states
+from explainode.randomness import noise_scope
 from explainode.training.classifier import Classifier
 
 
@@ -55,6 +59,8 @@ class Surrogate(Classifier):
         train_discrete: bool = False,
         **settings: Any,
     ) -> None:
+        if unused := [name for name in ("label_smoothing", "conditioning", "compile") if settings.get(name)]:
+            raise UserError(f"distillation has no use for {', '.join(unused)}; leave it out, or train the teacher with it")
         super().__init__(network, **settings)
         if min(feature_weight, logit_weight) < 0 or temperature <= 0:
             raise UserError(
@@ -63,7 +69,8 @@ class Surrogate(Classifier):
             )
         self.save_hyperparameters("feature_weight", "logit_weight", "temperature", "train_discrete")
         blocks = ode_blocks(network)
-        missing = [b for block in blocks.values() for b in block.replaces or ("?",) if b not in dict(teacher.named_modules())]
+        layers = {name for name, _ in teacher.named_modules()}
+        missing = [name for block in blocks.values() for name in block.replaces or ("?",) if name not in layers]
         if not blocks or missing:
             raise UserError(
                 f"the network is no surrogate of this teacher ({'no continuous block' if not blocks else f'no block {missing[0]!r} in it'}); "
@@ -73,36 +80,39 @@ class Surrogate(Classifier):
         for parameter in network.parameters():
             parameter.requires_grad_(train_discrete or id(parameter) in learning)
         if not train_discrete:
-            own = {
-                name.removeprefix("network."): parameter for name, parameter in network.named_parameters() if id(parameter) not in learning
-            }
-            theirs = dict(teacher.named_parameters())
-            if other := next((n for n, p in own.items() if n in theirs and not torch.equal(p.cpu(), theirs[n].cpu())), None):
+            inside = tuple(f"{name}." for name in blocks)
+            own = {name.removeprefix("network."): t for name, t in network.state_dict().items() if not name.startswith(inside)}
+            theirs = teacher.state_dict()
+            if other := next((n for n, t in own.items() if n in theirs and not torch.equal(t.cpu(), theirs[n].cpu())), None):
                 raise UserError(
                     f"the surrogate's copied layer {other!r} differs from the teacher's; give both the same weights "
                     "(model.teacher.weights=path of the trained teacher)"
                 )
         self.feature_weight, self.logit_weight, self.temperature = feature_weight, logit_weight, temperature
         # in __dict__, not a submodule: neither trained, nor saved, nor seen by DDP
-        self.__dict__["teacher"] = teacher.eval().requires_grad_(False)
-        self.val_kappa, self.val_agreement = MeanMetric(), MeanMetric()
-        self.test_kappa, self.test_agreement = MeanMetric(), MeanMetric()
+        self.__dict__["teacher"] = copy.deepcopy(teacher).eval().requires_grad_(False)
+        # "disable" keeps NaN: a surrogate that fails on some images is not accepted for the others
+        self.val_kappa, self.val_agreement = MeanMetric(nan_strategy="disable"), MeanMetric(nan_strategy="disable")
+        self.test_kappa, self.test_agreement = MeanMetric(nan_strategy="disable"), MeanMetric(nan_strategy="disable")
         self.best_kappa, self.first_kappa = float("inf"), float("nan")
         self._best: dict[str, Tensor] = {}
+        self._validated: dict[str, Tensor] = {}
 
     @property
     def teacher(self) -> nn.Module:
         """The network to be followed, on this module's device."""
-        return self.__dict__["teacher"].to(self.device)
+        return self.__dict__["teacher"].to(self.device, next(self.network.parameters()).dtype)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         x = self._image(batch)
         blocks = ode_blocks(self.network)
-        with torch.no_grad():
+        with torch.no_grad(), noise_scope(batch.sample_id, seed=self.noise_seed, active=False):
             states = teacher_states(self.teacher, [block.replaces for block in blocks.values() if block.replaces], x)
             wanted = self.teacher(x)
-        feature_loss = torch.stack([_relative_error(block(X), Y) for block, (X, Y) in zip(blocks.values(), states, strict=True)]).mean()
-        logits = self.network(x)
+        with noise_scope(batch.sample_id, seed=self.noise_seed, draw=self.current_epoch, active=True):
+            errors = [_relative_error(block(X), Y) for block, (X, Y) in zip(blocks.values(), states, strict=True)]
+            logits = self.network(x)
+        feature_loss = torch.stack(errors).mean()
         T = self.temperature
         logit_loss = T**2 * F.kl_div((logits / T).log_softmax(1), (wanted / T).log_softmax(1), reduction="batchmean", log_target=True)
         loss = self.feature_weight * feature_loss + self.logit_weight * logit_loss
@@ -120,17 +130,24 @@ class Surrogate(Classifier):
         """Measure kappa before the first step, on every rank's share of the validation images."""
         training = self.network.training
         self.network.eval()
-        for batch in self.trainer.datamodule.val_dataloader():  # type: ignore[attr-defined]  # set by fit
-            self._compare("val", batch.to(self.device), self.network(self._image(batch.to(self.device))))
+        self.trainer.fit_loop.epoch_loop.val_loop.setup_data()  # the images that each epoch will be judged on, and no others
+        seen = 0
+        for batch in islice(self.trainer.val_dataloaders or (), int(sum(self.trainer.num_val_batches))):
+            with noise_scope(batch.sample_id, seed=self.noise_seed, active=False):
+                self._compare("val", batch.to(self.device), self.network(self._image(batch.to(self.device))))
+            seen += len(batch)
         self.network.train(training)
-        self.first_kappa = float(self.val_kappa.compute())
+        if seen:
+            self.first_kappa = float(self.val_kappa.compute())
+            self._validated = self._weights()
+            self._keep(self.first_kappa)
         self.val_kappa.reset()
         self.val_agreement.reset()
-        self._keep(self.first_kappa)
 
     @torch.no_grad()
     def _compare(self, stage: str, batch: Batch, logits: Tensor) -> None:
-        wanted = self.teacher(self._image(batch))
+        with noise_scope(batch.sample_id, seed=self.noise_seed, active=False):
+            wanted = self.teacher(self._image(batch))
         getattr(self, f"{stage}_kappa").update(kappa(wanted, logits))
         getattr(self, f"{stage}_agreement").update((wanted.argmax(1) == logits.argmax(1)).float())
 
@@ -141,6 +158,10 @@ class Surrogate(Classifier):
             self.log(f"{stage}/{name}", getattr(self, f"{stage}_{name}"), on_step=False, on_epoch=True, batch_size=len(batch))
         return logits
 
+    def on_validation_epoch_start(self) -> None:
+        # here, since a callback that averages weights has its average in place now and takes it out before the epoch's end
+        self._validated = self._weights()
+
     def on_validation_epoch_end(self) -> None:
         if not self.trainer.sanity_checking:
             found = float(self.val_kappa.compute())
@@ -149,25 +170,31 @@ class Surrogate(Classifier):
 
     def _keep(self, found: float) -> None:
         self.best_kappa = found
-        self._best = {name: tensor.detach().cpu().clone() for name, tensor in self.network.state_dict().items()}
+        self._best = self._validated
 
-    def on_train_end(self) -> None:
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: tensor.detach().cpu().clone() for name, tensor in self.network.state_dict().items()}
+
+    def on_fit_end(self) -> None:
+        # not on_train_end, which a resumed run that has nothing left to train never reaches
         if self._best:
             self.network.load_state_dict(self._best)
 
     def verdict(self) -> str:
         """One sentence: did the distillation bring the surrogate closer?"""
+        if math.isnan(self.first_kappa):
+            return "Nothing was distilled and compared; the surrogate is as it was last."
         if self.best_kappa < self.first_kappa:
             return f"Distillation accepted: held-out kappa fell from {self.first_kappa:.4f} to {self.best_kappa:.4f}."
         return f"Distillation not accepted: held-out kappa never fell below its {self.first_kappa:.4f} at the start; the surrogate is as converted."
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        checkpoint["surrogate"] = {"best": self._best, "best_kappa": self.best_kappa, "first_kappa": self.first_kappa}
+        checkpoint["distillation"] = {"best": self._best, "best_kappa": self.best_kappa, "first_kappa": self.first_kappa}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        kept = checkpoint.get("surrogate") or {}
+        kept = checkpoint.get("distillation") or {}
         self._best, self.best_kappa = kept.get("best", {}), kept.get("best_kappa", float("inf"))
         self.first_kappa = kept.get("first_kappa", float("nan"))
 
