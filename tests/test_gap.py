@@ -127,6 +127,28 @@ def test_the_bound_of_a_linear_network():
     assert found.observed <= 1.05 * found.estimate and found.estimate <= 5 * found.observed
 
 
+def test_the_bound_of_constant_fields_is_the_limit_of_eq_9():
+    """Branches that are a bias alone: k = 0, p and q are sizes of biases, and (q/k + p) T/N (exp(k T) - 1) tends to q T."""
+    biases = torch.tensor([[3.0, 0.0], [0.0, 4.0]], dtype=torch.float64)
+
+    def block(bias):
+        branch = nn.Conv2d(2, 2, 1).double()
+        nn.init.zeros_(branch.weight)
+        branch.bias.data.copy_(bias)
+        return Residual(branch)
+
+    teacher = nn.Sequential(*map(block, biases), Flatten()).eval()
+    surrogate = NeuralODE.from_resnet(teacher, RungeKutta("euler", steps=2))
+    found = bound(teacher, surrogate, torch.tensor([[0.3, -0.2]], dtype=torch.float64).view(1, 2, 1, 1))
+    assert float(found.lipschitz) == 0 and float(found.speed) == pytest.approx(4.0) and float(found.acceleration) == pytest.approx(5.0)
+    assert float(found.a_priori) == pytest.approx(float(found.tail[0, -1]) * 5.0 * 2)
+
+
+def test_no_images_no_gap(teacher, surrogate):
+    with pytest.raises(UserError, match="none came"):
+        measure_gap(teacher, surrogate, {}, [])
+
+
 def test_the_bound_answers_for_every_image(teacher, surrogate, images):
     found = bound(teacher, surrogate, images[:3], iterations=3)
     assert found.defects.shape == found.tail.shape == found.product.shape == (3, 3)

@@ -60,6 +60,9 @@ def measure_gap(
     Args:
         total: images that will come, for `progress("gap", images done, total)`, called after each batch.
 
+    Raises:
+        UserError: if no batch comes.
+
     Source: paper 000, Definition 2.
     """
     columns: dict[tuple[str, str], dict[int, float]] = {}
@@ -87,6 +90,8 @@ def measure_gap(
         if progress is not None:
             done = len(columns["", "kappa"])
             progress("gap", done, done if total is None else total)
+    if not columns:
+        raise UserError("the gap is measured on images, and none came; give at least one batch")
 
     results = Results()
     for (e, metric), values in columns.items():
@@ -167,7 +172,8 @@ def bound(teacher: nn.Module, surrogate: NeuralODE, x: Tensor, iterations: int =
     Lipschitz constants: kappa <= sum_l d_l prod_{m>l} L_m. We estimate every L_m by the spectral norm of the Jacobian at the teacher's state, from below (power
     iteration) and at one point: so both sums are first-order estimates for this image, no certificates.
 
-    Eq. 9 of the paper, |X(T) - X_N| <= (q/k + p) T/N (exp(k T) - 1), is evaluated with T = N = L (blocks of length 1) and measured p, q, k.
+    Eq. 9 of the paper, |X(T) - X_N| <= (q/k + p) T/N (exp(k T) - 1), is evaluated with T = N = L (blocks of length 1) and measured p, q, k. Where the
+    fields are constant, k = 0, we take its limit q T T/N.
 
     Args:
         iterations: of the power method.
@@ -178,7 +184,7 @@ def bound(teacher: nn.Module, surrogate: NeuralODE, x: Tensor, iterations: int =
         assert isinstance(stand_in, NeuralODE)
         differentiable = stand_in.with_solver(solver)
         ends = list(ode_blocks(differentiable).values())
-        states = teacher_states(network, [block.replaces for block in blocks.values() if block.replaces], x)
+        states, _ = teacher_states(network, [block.replaces for block in blocks.values() if block.replaces], x)
         observed = kappa(predict(network, x), predict(stand_in, x))
         defects, tails, norms, speeds, slopes, velocities = [], [], [], [], [], []
         for number, (block, (start, end)) in enumerate(zip(ends, states, strict=True)):
@@ -196,7 +202,9 @@ def bound(teacher: nn.Module, surrogate: NeuralODE, x: Tensor, iterations: int =
     p, k = torch.stack(speeds, 1).amax(1), torch.stack(slopes, 1).amax(1)
     q = torch.stack(changes, 1).amax(1) if changes else torch.zeros_like(p)
     T = N = len(ends)
-    a_priori = tail[:, -1].double() * (q / k + p) * T / N * torch.expm1(k.double() * T)  # Eq. (9); beyond the range of float32
+    growth = torch.expm1(k.double() * T)  # exp(k T) - 1; beyond the range of float32
+    divided = torch.where(k > 0, growth / k, T)  # (exp(k T) - 1) / k, and its limit
+    a_priori = tail[:, -1].double() * (q * divided + p * growth) * T / N  # Eq. (9)
     return Bound(observed, d, tail, product, (d * tail).sum(1), (d * product).sum(1), a_priori, p, q, k)
 
 

@@ -162,8 +162,8 @@ def test_a_failure_names_its_block(resnet, x):
 
 def test_teacher_states_are_what_the_blocks_read_and_write(resnet, x):
     ode = NeuralODE.from_resnet(resnet, EULER)
-    states = teacher_states(resnet, [block.replaces for block in ode_blocks(ode).values()], x)
-    assert len(states) == 3 and torch.equal(states[0][1], states[1][0])
+    states, logits = teacher_states(resnet, [block.replaces for block in ode_blocks(ode).values()], x)
+    assert len(states) == 3 and torch.equal(states[0][1], states[1][0]) and torch.equal(logits, resnet(x))
     for block, (start, end) in zip(ode_blocks(ode).values(), states, strict=True):
         assert torch.equal(block(start), end)
 

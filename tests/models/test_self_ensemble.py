@@ -8,9 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from explainode.dynamics.block import ode_blocks
+from explainode.dynamics.diffusion import AdditiveDiffusion
 from explainode.dynamics.noise import Noise
+from explainode.dynamics.sde import EulerMaruyama
 from explainode.errors import UserError
-from explainode.models.resnet import cifar_resnet
+from explainode.models.neural_ode import neural_sde
+from explainode.models.resnet import cifar_resnet, six_block_resnet
 from explainode.models.self_ensemble import Ensemble, NoisyConv2d, SelfEnsemble, enresnet, inject_noise_layers, random_self_ensemble
 from explainode.randomness import noise_draw, noise_rows, noise_scope
 
@@ -84,6 +88,26 @@ def test_where_noise_is_silent_the_network_speaks_and_in_training_one_draw_does(
         assert torch.equal(ensemble(x), noisy(x))
 
 
+def neural_sde_net(magnitude=0.3):
+    torch.manual_seed(0)
+    return neural_sde(six_block_resnet(width=16, blocks=2), AdditiveDiffusion(magnitude), EulerMaruyama(steps=2)).eval()
+
+
+def test_a_neural_sde_is_averaged_over_its_paths():
+    sde, x = neural_sde_net(), torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    ensemble = SelfEnsemble(sde, draws=2).eval()
+    with noise_scope(torch.arange(3), seed=5):
+        found = F.softmax(ensemble(x), 1)
+        paths = []
+        for draw in range(2):
+            with noise_draw(draw):
+                paths.append(F.softmax(sde(x), 1))
+    assert not torch.allclose(*paths) and torch.allclose(found, sum(paths) / 2, atol=1e-6)
+    assert torch.equal(ensemble(x), sde(x))  # silent: the neural ODE beneath
+    with pytest.raises(UserError, match="this network has none"):
+        SelfEnsemble(neural_sde_net(magnitude=0.0))
+
+
 def test_a_prediction_does_not_depend_on_batch_mates():
     ensemble, x = SelfEnsemble(inject_noise_layers(network()), draws=2).eval(), images()
     with noise_scope(torch.arange(4), seed=5):
@@ -115,6 +139,14 @@ def test_members_are_different_have_noise_of_their_own_and_are_averaged():
     assert not torch.allclose(one, other)
     net.train()(x).sum().backward()
     assert all(p.grad is not None for p in net.parameters())
+
+
+def test_members_that_are_neural_sdes_have_paths_of_their_own():
+    member, x = neural_sde_net(), torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    net = Ensemble([member, copy.deepcopy(member)]).eval()
+    assert [block.number for block in ode_blocks(net).values()] == [0, 1, 2, 3]
+    with noise_scope(torch.arange(3), seed=1):
+        assert not torch.allclose(net.members[0](x), net.members[1](x))
 
 
 # --- bad input ---

@@ -53,6 +53,13 @@ def test_the_loss_is_what_the_docstring_says(surrogate, data):
     assert torch.allclose(module.training_step(batch, 0), expected, rtol=1e-4)
 
 
+def test_the_teacher_is_asked_once_a_step(surrogate, data):
+    module, calls = surrogate(), []
+    module.teacher.register_forward_hook(lambda *_: calls.append(1))
+    module.training_step(data().dataset("train").__getitems__(list(range(8))), 0)
+    assert len(calls) == 1
+
+
 def test_distilling_brings_the_surrogate_closer_and_leaves_the_teacher(surrogate, teacher, data, trainer, tmp_path):
     module = surrogate(lr=1e-2)
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from explainode.dynamics.diffusion import Diffusion
 from explainode.dynamics.failure import SolverError
+from explainode.dynamics.noise import Noise
 from explainode.dynamics.sde import StochasticSolver
 from explainode.dynamics.solver import RungeKutta, Solution
 from explainode.dynamics.torch_sde import TorchSDE
@@ -45,14 +46,17 @@ class ODEBlock(nn.Module):
 
     def solve(self, x: Tensor, grid: Tensor | None = None) -> Any:
         """The `Solution` from x; over the times of `grid` (ascending, within [0, 1]) where it is given."""
-        return self._located(
-            lambda: self.solver.solve(self.field, x) if grid is None else self.solver.solve(self.field, x, *_ends(grid), grid=grid)
-        )
+        return self._take(self.solver, x, grid)
 
     def grid(self, x: Tensor) -> Tensor:
         """The times (N + 1,) that the solver visits from x: known beforehand for fixed steps, found by solving for adaptive ones."""
         steps = getattr(self.solver, "steps", None)
         return self.solve(x).grid if steps is None else torch.tensor([n / steps for n in range(steps + 1)], dtype=torch.float64)
+
+    def _take(self, solver: Any, x: Tensor, grid: Tensor | None) -> Any:
+        """The `Solution` of the field alone by the steps of `solver`, its own or those of `grid`."""
+        over = {} if grid is None else {"t0": float(grid[0]), "t1": float(grid[-1]), "grid": grid}
+        return self._located(lambda: solver.solve(self.field, x, **over))
 
     def _located(self, solve: Callable[[], Any]) -> Any:
         """What `solve` returns; its failure is given this block's name."""
@@ -78,7 +82,7 @@ class SDEBlock(ODEBlock):
         solver: `EulerMaruyama`, `Milstein` or `TorchSDE`.
 
     Attributes:
-        number: of this block in its network, part of the noise key.
+        number: of this block in its network, part of the noise key; `number_stochastic_blocks` sets it.
 
     Source: Liu et al. 2019; paper 001 Eq. 5-6.
     """
@@ -98,9 +102,7 @@ class SDEBlock(ODEBlock):
     def solve(self, x: Tensor, grid: Tensor | None = None) -> Any:
         if not self.speaks():
             quiet = RungeKutta("euler", self.solver.steps, gradient="backprop" if self.solver.gradient == "backprop" else "symplectic")
-            return self._located(
-                lambda: quiet.solve(self.field, x) if grid is None else quiet.solve(self.field, x, *_ends(grid), grid=grid)
-            )
+            return self._take(quiet, x, grid)
         if grid is not None:
             raise UserError("a stochastic block is solved as a whole: choose noise=off, or a depth t at the end of a block")
         scope = current_scope()
@@ -113,10 +115,22 @@ class SDEBlock(ODEBlock):
         return Solution(state, torch.linspace(0, 1, self.solver.steps + 1, dtype=torch.float64), self.solver.steps, 0)
 
 
-def _ends(grid: Tensor) -> tuple[float, float]:
-    return float(grid[0]), float(grid[-1])
-
-
 def ode_blocks(network: nn.Module) -> dict[str, ODEBlock]:
     """The blocks of a network that solve equations, by name, in the order of its modules."""
     return {name: module for name, module in network.named_modules() if isinstance(module, ODEBlock)}
+
+
+def number_stochastic_blocks(network: nn.Module) -> int:
+    """Number the stochastic blocks of a network in the order of its modules, so that no two share their noise; returns how many there are."""
+    blocks = [block for block in ode_blocks(network).values() if isinstance(block, SDEBlock)]
+    for number, block in enumerate(blocks):
+        block.number = number
+    return len(blocks)
+
+
+def is_random(network: nn.Module) -> bool:
+    """Whether a network draws when noise is on: it has noise in it, or a stochastic block, of a magnitude above 0."""
+    return any(
+        (isinstance(module, Noise) and module.magnitude > 0) or (isinstance(module, SDEBlock) and module.diffusion.magnitude > 0)
+        for module in network.modules()
+    )

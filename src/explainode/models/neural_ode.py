@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from explainode.dynamics.block import ODEBlock, SDEBlock, ode_blocks
+from explainode.dynamics.block import ODEBlock, SDEBlock, number_stochastic_blocks, ode_blocks
 from explainode.dynamics.diffusion import Diffusion
 from explainode.dynamics.noise import Noise
 from explainode.dynamics.sde import StochasticSolver
@@ -134,9 +134,7 @@ class NeuralSDE(NeuralODE):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__(network)
-        for number, block in enumerate(ode_blocks(network).values()):
-            if isinstance(block, SDEBlock):
-                block.number = number
+        number_stochastic_blocks(network)
 
     @classmethod
     def from_resnet(cls, resnet: nn.Module, solver: Any, tied: bool = False, diffusion: Diffusion | None = None) -> NeuralSDE:
@@ -212,8 +210,9 @@ def neural_sde(
 
 
 @torch.no_grad()
-def teacher_states(teacher: nn.Module, blocks: Sequence[tuple[str, str]], x: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """For each (first, last) pair of block names the state that enters the first and the one that leaves the last, as the teacher computes x."""
+def teacher_states(teacher: nn.Module, blocks: Sequence[tuple[str, str]], x: Tensor) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+    """For each (first, last) pair of block names the state that enters the first and the one that leaves the last, as the teacher computes x;
+    and what it computes, (B, K) logits: one pass gives both."""
     found: dict[tuple[str, str], Tensor] = {}
     handles = []
     for first, last in blocks:
@@ -222,11 +221,11 @@ def teacher_states(teacher: nn.Module, blocks: Sequence[tuple[str, str]], x: Ten
         )
         handles.append(teacher.get_submodule(last).register_forward_hook(lambda _, args, out, n=last: found.__setitem__(("out", n), out)))
     try:
-        teacher(x)
+        logits = teacher(x)
     finally:
         for handle in handles:
             handle.remove()
-    return [(found["in", first], found["out", last]) for first, last in blocks]
+    return [(found["in", first], found["out", last]) for first, last in blocks], logits
 
 
 def _runs(network: nn.Module) -> Iterator[list[str]]:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from explainode.dynamics.block import is_random, number_stochastic_blocks
 from explainode.dynamics.noise import Noise, number_noise_blocks
 from explainode.errors import UserError
 from explainode.models.normalize import IMAGENET_MEAN, IMAGENET_STD
@@ -64,14 +65,14 @@ class SelfEnsemble(nn.Module):
     explains and measures the ensemble, noise=off the network beneath it.
 
     Args:
-        network: with noise in it, from `inject_noise` or `inject_noise_layers`.
+        network: with noise in it, from `inject_noise` or `inject_noise_layers`, or a `NeuralSDE`.
         draws: forward passes per prediction; 10 in the source.
 
     Shapes:
         x: (B, C, H, W) pixels in [0, 1] -> logits (B, K).
 
     Raises:
-        UserError: if `draws` is below 1, or the network has no noise.
+        UserError: if `draws` is below 1, or the network has no noise of a magnitude above 0.
 
     Source: Liu et al. 2018 (RSE), Algorithm 1.
     """
@@ -80,8 +81,10 @@ class SelfEnsemble(nn.Module):
         super().__init__()
         if draws < 1:
             raise UserError(f"a self-ensemble needs at least 1 draw, got {draws}")
-        if not any(isinstance(module, Noise) for module in network.modules()):
-            raise UserError("a self-ensemble draws from a network's noise, and this network has none; inject it with a magnitude above 0")
+        if not is_random(network):
+            raise UserError(
+                "a self-ensemble draws from a network's noise, and this network has none; inject it with a magnitude above 0, or take a neural SDE"
+            )
         self.network, self.draws = network, draws
         self.image_size = getattr(network, "image_size", None)
 
@@ -121,7 +124,7 @@ def random_self_ensemble(
 
 
 class Ensemble(nn.Module):
-    """The mean of several networks' logits; trained as one network. Noise blocks are numbered through, so that no two members share theirs.
+    """The mean of several networks' logits; trained as one network. Noise and stochastic blocks are numbered through, so that no two members share theirs.
 
     Shapes:
         x: (B, C, H, W) pixels in [0, 1] -> logits (B, K).
@@ -139,6 +142,7 @@ class Ensemble(nn.Module):
             raise UserError("an ensemble needs at least 1 member, got none")
         self.image_size = getattr(self.members[0], "image_size", None)
         number_noise_blocks(self)
+        number_stochastic_blocks(self)
 
     def forward(self, x: Tensor) -> Tensor:
         total = self.members[0](x)

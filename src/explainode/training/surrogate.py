@@ -107,8 +107,7 @@ class Surrogate(Classifier):
         x = self._image(batch)
         blocks = ode_blocks(self.network)
         with torch.no_grad(), noise_scope(batch.sample_id, seed=self.noise_seed, active=False):
-            states = teacher_states(self.teacher, [block.replaces for block in blocks.values() if block.replaces], x)
-            wanted = self.teacher(x)
+            states, wanted = teacher_states(self.teacher, [block.replaces for block in blocks.values() if block.replaces], x)
         with noise_scope(batch.sample_id, seed=self.noise_seed, draw=self.current_epoch, active=True):
             errors = [_relative_error(block(X), Y) for block, (X, Y) in zip(blocks.values(), states, strict=True)]
             logits = self.network(x)
