@@ -31,7 +31,25 @@ def test_refined_is_the_neural_ode_of_so_many_steps(network, images):
     ode = NeuralODE.from_resnet(network, RungeKutta("euler", steps=3))
     with refined(network, 3):
         assert torch.allclose(network(images), ode(images), atol=1e-6)
-    assert not torch.allclose(network(images), ode(images), atol=1e-6)  # the hooks are gone
+    assert not torch.allclose(network(images), ode(images), atol=1e-6)  # the blocks are themselves again
+
+
+def test_refining_evaluates_a_branch_once_a_step(network, images):
+    calls = []
+    network.blocks[0].branch.register_forward_hook(lambda *_: calls.append(1))
+    with refined(network, 2):
+        network(images)
+    assert len(calls) == 2
+
+
+def test_hooks_on_a_refined_block_see_where_its_steps_lead(network, images):
+    seen = []
+    network.blocks[0].register_forward_hook(lambda block, args, output: seen.append((args[0], output)))
+    with refined(network, 2):
+        network(images)
+    (x, y), block = seen[0], network.blocks[0]
+    half = x + block.field(x) / 2
+    assert torch.equal(y, half + block.field(half) / 2)
 
 
 def test_refinement_is_half_the_symmetric_divergence(network, images):
@@ -47,8 +65,29 @@ def test_smoothness_is_relative_and_looks_at_neighbours_of_one_shape():
     blocks = [Residual(nn.Linear(2, 2, bias=False)) for _ in range(2)] + [Residual(nn.Linear(3, 3, bias=False))]
     nn.init.constant_(blocks[0].branch.weight, 1.0)
     nn.init.constant_(blocks[1].branch.weight, 3.0)
-    assert float(depth_smoothness(blocks)) == pytest.approx(4.0)
+    assert float(depth_smoothness(blocks)) == pytest.approx(2 * 4 * (3 - 1) ** 2 / (4 * 1 + 4 * 9))
     assert float(depth_smoothness(blocks[2:])) == 0
+
+
+def test_smoothness_of_branches_of_zeros_is_a_number():
+    """Residual branches often start as nothing: to its like such a branch has no change, to any other one a change of 2."""
+    blocks = [Residual(nn.Linear(2, 2, bias=False)) for _ in range(3)]
+    for block in blocks[:2]:
+        nn.init.zeros_(block.branch.weight)
+    assert float(depth_smoothness(blocks[:2])) == 0
+    change = depth_smoothness(blocks[1:])
+    assert float(change) == pytest.approx(2.0)
+    change.backward()
+    assert torch.isfinite(blocks[2].branch.weight.grad).all()
+
+
+def test_smoothness_of_blocks_without_parameters_is_nothing():
+    assert float(depth_smoothness([Residual(nn.Tanh()), Residual(nn.Tanh())])) == 0
+
+
+def test_smoothness_stays_on_the_device_of_the_blocks():
+    lonely = [Residual(nn.Linear(2, 2, device="meta"))]
+    assert depth_smoothness(lonely).device.type == "meta"
 
 
 def test_a_flow_needs_no_refinement(network, images):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,7 @@ class DepthConditioning:
 
     It is what refining the steps changes first.
 
-    Depth smoothness: smoothness * |theta_{l+1} - theta_l|^2 / |theta_l|^2, averaged over neighbours of one shape.
+    Depth smoothness: smoothness * 2 |theta_{l+1} - theta_l|^2 / (|theta_l|^2 + |theta_{l+1}|^2), averaged over neighbours of one shape.
 
     Both look at the blocks whose shortcut is the identity. BatchNorm is frozen: train a network first, then condition it, or take one with GroupNorm.
     (With statistics of the batch in the loss and running ones in the penalty, the penalty alone decided what the running ones did: within
@@ -83,21 +83,21 @@ def flow_blocks(network: nn.Module) -> list[Residual]:
 
 @contextmanager
 def refined(network: nn.Module, steps: int) -> Iterator[None]:
-    """Context in which every block that a flow can stand for is taken in so many Euler steps."""
+    """Context in which every block that a flow can stand for is taken in so many Euler steps, inside its own hooks."""
 
-    def euler(block: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        assert isinstance(block, Residual)
-        (x,) = args
+    def euler(block: Residual, x: Tensor) -> Tensor:
         for _ in range(steps):
             x = x + block.field(x) / steps
         return x
 
-    handles = [block.register_forward_hook(euler) for block in flow_blocks(network)]
+    blocks = flow_blocks(network)
+    for block in blocks:
+        block.forward = partial(euler, block)  # type: ignore[method-assign]  # on this module alone
     try:
         yield
     finally:
-        for handle in handles:
-            handle.remove()
+        for block in blocks:
+            del block.forward
 
 
 def freeze_batchnorm(network: nn.Module) -> None:
@@ -122,11 +122,18 @@ def _untouched(layer: _BatchNorm) -> bool:
 
 
 def depth_smoothness(blocks: list[Residual]) -> Tensor:
-    """The mean of |theta_{l+1} - theta_l|^2 / |theta_l|^2 over neighbours of one shape; 0 where no two blocks are alike."""
+    """The mean of 2 |theta_{l+1} - theta_l|^2 / (|theta_l|^2 + |theta_{l+1}|^2) over neighbours of one shape, between 0 and 4; the sizes are held constant.
+
+    0 where no two blocks are alike, and for two blocks of zeros.
+    """
     changes = []
     for before, after in pairwise(blocks):
         first, second = list(before.parameters()), list(after.parameters())
-        if [p.shape for p in first] == [q.shape for q in second]:
-            size = torch.stack([p.detach().square().sum() for p in first]).sum()
-            changes.append(torch.stack([(q - p).square().sum() for p, q in zip(first, second, strict=True)]).sum() / size)
-    return torch.stack(changes).mean() if changes else torch.zeros(())
+        if first and [p.shape for p in first] == [q.shape for q in second]:
+            size = torch.stack([p.detach().square().sum() for p in (*first, *second)]).sum() / 2
+            change = torch.stack([(q - p).square().sum() for p, q in zip(first, second, strict=True)]).sum()
+            changes.append(change / size.clamp_min(torch.finfo(size.dtype).tiny))
+    if changes:
+        return torch.stack(changes).mean()
+    device = next((p.device for block in blocks for p in block.parameters()), None)
+    return torch.zeros((), device=device)
