@@ -108,8 +108,11 @@ def test_a_resnet_has_no_adjoint(resnet, images, classes):
 def test_bad_settings():
     with pytest.raises(UserError, match="state or pixel"):
         AdjointMap(at="pixels")
-    with pytest.raises(UserError, match=r"depth in \[0, 1\]"):
-        AdjointCAM(t=1.5)
+    with pytest.raises(UserError, match=r"got at=3"):
+        AdjointMap(at=3)
+    for t in (1.5, -0.1, float("nan"), "a", None):
+        with pytest.raises(UserError, match=r"depth in \[0, 1\], got"):
+            AdjointCAM(t=t)
 
 
 class TestSurrogate:

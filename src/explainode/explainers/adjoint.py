@@ -105,7 +105,7 @@ class AdjointMap(Explainer):
     def __post_init__(self) -> None:
         if self.at not in PLACES:
             raise UserError(
-                f"the adjoint map is taken at {' or '.join(PLACES)}, got at={self.at!r}; the nearest is {nearest(self.at, PLACES, 1)}"
+                f"the adjoint map is taken at {' or '.join(PLACES)}, got at={self.at!r}; the nearest is {nearest(str(self.at), PLACES, 1)}"
             )
 
     def attribute(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
@@ -131,7 +131,7 @@ class AdjointCAM(Explainer):
     Returns (B, 1, h, w) at the state's resolution, in [0, inf) with `relu`.
 
     Raises:
-        UserError: if t lies outside [0, 1], or the network solves no equation.
+        UserError: if t is no number in [0, 1], or the network solves no equation.
 
     Source: Selvaraju et al. 2017 with paper 000's adjoint in the place of the gradient; ours.
     """
@@ -141,8 +141,8 @@ class AdjointCAM(Explainer):
     relu: bool = True
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.t <= 1.0:
-            raise UserError(f"t is a depth in [0, 1], got {self.t}; 0 is the first state, 1 the last")
+        if not isinstance(self.t, (int, float)) or not 0.0 <= self.t <= 1.0:
+            raise UserError(f"t is a depth in [0, 1], got {self.t!r}; 0 is the first state, 1 the last")
 
     def attribute(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
         blocks = continuous_blocks(model)
