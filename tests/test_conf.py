@@ -45,7 +45,7 @@ def test_entry_writes_out_every_parameter(group, name):
     assert given >= wanted, f"not in the yaml: {sorted(wanted - given)}"
 
 
-@pytest.mark.parametrize(("group", "name"), [e for e in ENTRIES if e[0] in ("explainer", "metric", "data")], ids="/".join)
+@pytest.mark.parametrize(("group", "name"), [e for e in ENTRIES if e[0] in ("explainer", "metric", "attack", "data")], ids="/".join)
 def test_entry_instantiates(group, name, tmp_path):
     if (group, name) == ("data", "cifar10"):
         with pytest.raises(UserError, match="download"):

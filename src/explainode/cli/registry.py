@@ -19,8 +19,8 @@ from explainode.errors import UserError, nearest
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
 
-GROUPS = ("model", "solver", "data", "module", "trainer", "explainer", "metric", "callback", "logger", "experiment")
-MANY_OF = ("explainer", "metric", "callback", "logger")  # several entries may be chosen; each sits under its own name
+GROUPS = ("model", "solver", "data", "module", "trainer", "explainer", "metric", "attack", "callback", "logger", "experiment")
+MANY_OF = ("explainer", "metric", "attack", "callback", "logger")  # several entries may be chosen; each sits under its own name
 ALLOWED_TARGETS = (
     "explainode.",
     "torch.nn.",
