@@ -113,6 +113,8 @@ def test_bad_settings(surrogate, teacher):
         surrogate(temperature=0.0)
     with pytest.raises(UserError, match="no surrogate of this teacher"):
         Surrogate(teacher, teacher, optimizer=torch.optim.Adam, num_classes=8)
+    with pytest.raises(UserError, match="was not; choose model=neural_ode"):
+        Surrogate(teacher, None, optimizer=torch.optim.Adam, num_classes=8)
     torch.manual_seed(3)
     other = six_block_resnet(width=16, blocks=2, num_classes=8)
     with pytest.raises(UserError, match=r"same weights"):

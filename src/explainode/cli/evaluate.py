@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from explainode.errors import UserError
 EXAMPLES = (
     "explainode evaluate run=runs/demo                                     # every variant of a run, on its own test data",
     "explainode evaluate run=runs/demo evaluation.noise=path               # the same with one noise path per image",
+    "explainode evaluate run=runs/surrogate model.solver.steps=8           # a surrogate with other steps, and its gap to the teacher",
     "explainode evaluate model=resnet20 model.weights=resnet20.th data=cifar10 data.root=~/data 'evaluation.images=\"0:500\"'",
     "explainode evaluate model=tv_resnet18 model.weights=r18.pth data=image_folder data.root=~/pictures metric=[deletion,insertion]",
 )
@@ -31,7 +33,8 @@ def run(arguments: Sequence[str]) -> int:
         from explainode.cli.train import finish
         from explainode.report.run import RunDirectory
 
-        config = compose("evaluate", arguments)
+        late = _of_the_run(arguments)
+        config = compose("evaluate", [word for word in arguments if word not in late])
         if config.run is None:
             data = build_data(config)
             count_classes(config, data)
@@ -44,12 +47,23 @@ def run(arguments: Sequence[str]) -> int:
             data = instantiate(settings["data"])
         select_images(settings["evaluation"], data)
         check_parameters({key: settings[key] for key in ("data", "model", "explainer", "metric")})
-        networks = {settings["variant"]: single_network(settings)} if settings["run"] is None else run_networks(settings)
+        teachers: dict[str, Any] = {}
+        if settings["run"] is None:
+            networks = {settings["variant"]: single_network(settings)}
+        else:
+            networks, teachers = run_networks(settings)
     folder = RunDirectory(Path(settings["output_dir"]))
     folder.write_config(settings)
-    measure(settings, networks, data, folder, epoch=0)
+    measure(settings, networks, data, folder, epoch=0, teachers=teachers)
     finish(folder)
     return 0
+
+
+def _of_the_run(arguments: Sequence[str]) -> list[str]:
+    """The words that change single settings of the run's data and model: ours, which they may not fit, are composed without them."""
+    if not any(word.startswith("run=") and word != "run=null" for word in arguments):
+        return []
+    return [word for word in arguments if word.split(".")[0] in ("data", "model") and "." in word.split("=")[0] and "=" in word]
 
 
 def _with_run(config: Any, arguments: Sequence[str]) -> dict[str, Any]:
@@ -68,8 +82,7 @@ def _with_run(config: Any, arguments: Sequence[str]) -> dict[str, Any]:
     merged |= own
     base = OmegaConf.create(merged)
     OmegaConf.set_struct(base, True)
-    dotted = [word for word in arguments if word.split(".")[0] in ("data", "model") and "=" in word and "." in word.split("=")[0]]
-    for word in dotted:
+    for word in _of_the_run(arguments):
         key, _, value = word.partition("=")
         try:
             OmegaConf.update(base, key, OmegaConf.create(f"value: {value}").value)
@@ -93,8 +106,9 @@ def single_network(settings: Mapping[str, Any]) -> Any:
     return network.eval()
 
 
-def run_networks(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The networks of a run: every variant with its newest checkpoint, or the one that `variant` or `checkpoint` picks.
+def run_networks(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The networks of a run: every variant with its newest checkpoint, or the one that `variant` or `checkpoint` picks; and the teachers of
+    those that are surrogates.
 
     Raises:
         UserError: if a checkpoint is missing, damaged, or of another network.
@@ -114,13 +128,46 @@ def run_networks(settings: Mapping[str, Any]) -> dict[str, Any]:
         trained = {settings["variant"]: trained[settings["variant"]]}
     elif settings["variant"] != "model":
         raise UserError(f"the run has no variant {settings['variant']!r}; it has {', '.join(trained)}")
-    networks = {}
+    networks, teachers = {}, {}
     for name, changes in trained.items():
         path = Path(settings["checkpoint"]) if settings["checkpoint"] is not None else latest_checkpoint(folder / name)
         if path is None:
             raise UserError(f"no checkpoint under {folder / name}; train first, or name one with checkpoint=...")
         verify(path)
-        network = build_network(without_weights(merge_settings(settings["model"], changes or {})))
+        model = merge_settings(settings["model"], changes or {})
+        network = build_network(without_weights(model))
         load_weights(network, path)
-        networks[name if settings["checkpoint"] is None else f"{name}@{path.stem}"] = network.eval()
-    return networks
+        shown = name if settings["checkpoint"] is None else f"{name}@{path.stem}"
+        networks[shown] = network.eval()
+        if (teacher := run_teacher(settings, model, network)) is not None:
+            teachers[shown] = teacher
+    return networks, teachers
+
+
+def run_teacher(settings: Mapping[str, Any], model: Mapping[str, Any], network: Any) -> Any:
+    """The network that a run's surrogate was distilled from; None for other networks.
+
+    A checkpoint holds the surrogate alone, so the teacher is made again from the file of weights that the run names, or that `model.teacher.weights`
+    names now. None too where the run's file is not there any more: the surrogate is measured as any network, and a sentence says what is not.
+
+    Raises:
+        UserError: if the file that was named now is missing or damaged, or the surrogate was made of other weights.
+    """
+    from explainode.cli.build import build_network, run_config
+    from explainode.cli.registry import locate
+    from explainode.training.surrogate import Surrogate, check_surrogate
+
+    trained = run_config(Path(settings["run"]))
+    module, teacher = trained.get("module") or {}, model.get("teacher")
+    if teacher is None or "_target_" not in module or locate(module["_target_"]) is not Surrogate:
+        return None
+    weights, known = teacher.get("weights"), trained["model"]["teacher"].get("weights")
+    if weights == known and (weights is None or not Path(weights).is_file()):
+        print(
+            f"the gap to the teacher is not measured: its weights ({weights}) are not there; name them with model.teacher.weights=...",
+            file=sys.stderr,
+        )
+        return None
+    made = build_network(teacher).eval()
+    check_surrogate(network, made, copied=not module.get("train_discrete", False))
+    return made

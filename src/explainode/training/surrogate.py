@@ -43,7 +43,7 @@ class Surrogate(Classifier):
     Logs what the classifier logs, and val/ test/ `kappa` (mean distance of probabilities, paper 000 Definition 2) and `agreement`.
 
     Raises:
-        UserError: if the network was not made from this teacher or with other weights, a weight is negative, or T is not positive.
+        UserError: without a teacher, if the network was not made from this one or with other weights, a weight is negative, or T is not positive.
 
     Source: Hinton et al. 2015; Chu et al. 2022 (a ResNet teaching a neural ODE). Keeping the best, the first included, is ours.
     """
@@ -61,6 +61,11 @@ class Surrogate(Classifier):
     ) -> None:
         if unused := [name for name in ("label_smoothing", "conditioning", "compile") if settings.get(name)]:
             raise UserError(f"distillation has no use for {', '.join(unused)}; leave it out, or train the teacher with it")
+        if not isinstance(teacher, nn.Module):
+            raise UserError(
+                f"distillation needs a network that was made from a teacher, and {type(network).__name__} was not; "
+                "choose model=neural_ode with model@model.teacher=resnet20 and model.teacher.weights=path of the trained teacher"
+            )
         super().__init__(network, **settings)
         if min(feature_weight, logit_weight) < 0 or temperature <= 0:
             raise UserError(
@@ -68,26 +73,10 @@ class Surrogate(Classifier):
                 f"temperature={temperature}"
             )
         self.save_hyperparameters("feature_weight", "logit_weight", "temperature", "train_discrete")
-        blocks = ode_blocks(network)
-        layers = {name for name, _ in teacher.named_modules()}
-        missing = [name for block in blocks.values() for name in block.replaces or ("?",) if name not in layers]
-        if not blocks or missing:
-            raise UserError(
-                f"the network is no surrogate of this teacher ({'no continuous block' if not blocks else f'no block {missing[0]!r} in it'}); "
-                "choose model=neural_ode, which is made from it"
-            )
-        learning = {id(p) for block in blocks.values() for p in block.parameters()}
+        check_surrogate(network, teacher, copied=not train_discrete)
+        learning = {id(p) for block in ode_blocks(network).values() for p in block.parameters()}
         for parameter in network.parameters():
             parameter.requires_grad_(train_discrete or id(parameter) in learning)
-        if not train_discrete:
-            inside = tuple(f"{name}." for name in blocks)
-            own = {name.removeprefix("network."): t for name, t in network.state_dict().items() if not name.startswith(inside)}
-            theirs = teacher.state_dict()
-            if other := next((n for n, t in own.items() if n in theirs and not torch.equal(t.cpu(), theirs[n].cpu())), None):
-                raise UserError(
-                    f"the surrogate's copied layer {other!r} differs from the teacher's; give both the same weights "
-                    "(model.teacher.weights=path of the trained teacher)"
-                )
         self.feature_weight, self.logit_weight, self.temperature = feature_weight, logit_weight, temperature
         # in __dict__, not a submodule: neither trained, nor saved, nor seen by DDP
         self.__dict__["teacher"] = copy.deepcopy(teacher).eval().requires_grad_(False)
@@ -196,6 +185,35 @@ class Surrogate(Classifier):
         kept = checkpoint.get("distillation") or {}
         self._best, self.best_kappa = kept.get("best", {}), kept.get("best_kappa", float("inf"))
         self.first_kappa = kept.get("first_kappa", float("nan"))
+
+
+def check_surrogate(network: nn.Module, teacher: nn.Module, copied: bool = True) -> None:
+    """Refuse a network that was not made from this teacher.
+
+    Args:
+        copied: stem, shape-changing blocks and head must be the teacher's own, bit for bit.
+
+    Raises:
+        UserError: naming the block that the teacher lacks, or the layer that differs.
+    """
+    blocks = ode_blocks(network)
+    layers = {name for name, _ in teacher.named_modules()}
+    missing = [name for block in blocks.values() for name in block.replaces or ("?",) if name not in layers]
+    if not blocks or missing:
+        raise UserError(
+            f"the network is no surrogate of this teacher ({'no continuous block' if not blocks else f'no block {missing[0]!r} in it'}); "
+            "choose model=neural_ode, which is made from it"
+        )
+    if not copied:
+        return
+    inside = tuple(f"{name}." for name in blocks)
+    own = {name.removeprefix("network."): t for name, t in network.state_dict().items() if not name.startswith(inside)}
+    theirs = teacher.state_dict()
+    if other := next((n for n, t in own.items() if n in theirs and not torch.equal(t.cpu(), theirs[n].cpu())), None):
+        raise UserError(
+            f"the surrogate's copied layer {other!r} differs from the teacher's; give both the same weights "
+            "(model.teacher.weights=path of the trained teacher)"
+        )
 
 
 def _relative_error(found: Tensor, wanted: Tensor) -> Tensor:
