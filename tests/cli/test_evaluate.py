@@ -9,7 +9,7 @@ import yaml
 
 import explainode
 from explainode.cli import main as door
-from explainode.cli.evaluate import run_networks
+from explainode.cli.evaluate import run_networks, run_teachers
 from explainode.errors import UserError
 from explainode.explainers.adjoint import kappa
 from explainode.models.weights import load_weights
@@ -52,6 +52,11 @@ def run(tmp_path):
     return folder, teacher, surrogate, next(data.batches("test", range(12), 12)), settings
 
 
+def both(settings):
+    networks = run_networks(settings)
+    return networks, run_teachers(settings, networks)
+
+
 def settings_of(run, **model):
     folder, *_, trained = run
     return {"run": str(folder), "checkpoint": None, "variant": "model", "trained_as": "ode", "model": trained["model"] | model}
@@ -59,7 +64,7 @@ def settings_of(run, **model):
 
 def test_the_teacher_comes_back_with_its_surrogate(run):
     _, teacher, surrogate, batch, _ = run
-    networks, teachers = run_networks(settings_of(run))
+    networks, teachers = both(settings_of(run))
     with torch.no_grad():
         assert torch.equal(teachers["ode"](batch.image), teacher(batch.image))
         assert torch.equal(networks["ode"](batch.image), surrogate(batch.image))
@@ -67,7 +72,7 @@ def test_the_teacher_comes_back_with_its_surrogate(run):
 
 def test_a_checkpoint_that_was_named_has_its_teacher_too(run):
     settings = settings_of(run) | {"checkpoint": str(run[0] / "checkpoints" / "ode" / "last.ckpt")}
-    networks, teachers = run_networks(settings)
+    networks, teachers = both(settings)
     assert list(networks) == list(teachers) == ["ode@last"]
 
 
@@ -75,22 +80,22 @@ def test_other_networks_have_no_teacher(run):
     folder, *_, trained = run
     trained["module"] = {"_target_": "explainode.training.classifier.Classifier"}  # a neural ODE trained on labels
     (folder / "config.yaml").write_text(yaml.safe_dump(trained))
-    assert run_networks(settings_of(run))[1] == {}
+    assert both(settings_of(run))[1] == {}
 
 
 def test_a_teacher_whose_file_is_gone_is_said_to_be(run, capsys):
     Path(run[-1]["model"]["teacher"]["weights"]).unlink()
-    networks, teachers = run_networks(settings_of(run))
+    networks, teachers = both(settings_of(run))
     assert list(networks) == ["ode"] and teachers == {}
     assert "the gap to the teacher is not measured" in capsys.readouterr().err
 
 
 def test_a_file_that_was_named_for_it_must_be_there_and_be_its_teachers(run, tmp_path):
     with pytest.raises(UserError, match=r"nowhere\.pt"):
-        run_networks(settings_of(run, teacher=TEACHER | {"weights": str(tmp_path / "nowhere.pt")}))
+        both(settings_of(run, teacher=TEACHER | {"weights": str(tmp_path / "nowhere.pt")}))
     torch.save(teacher_of(1).state_dict(), tmp_path / "other.pt")
     with pytest.raises(UserError, match=r"copied layer '.*' differs from the teacher's"):
-        run_networks(settings_of(run, teacher=TEACHER | {"weights": str(tmp_path / "other.pt")}))
+        both(settings_of(run, teacher=TEACHER | {"weights": str(tmp_path / "other.pt")}))
 
 
 def test_evaluate_measures_the_gap_again(run, tmp_path, monkeypatch, capsys):

@@ -51,7 +51,8 @@ def run(arguments: Sequence[str]) -> int:
         if settings["run"] is None:
             networks = {settings["variant"]: single_network(settings)}
         else:
-            networks, teachers = run_networks(settings)
+            networks = run_networks(settings)
+            teachers = run_teachers(settings, networks)
     folder = RunDirectory(Path(settings["output_dir"]))
     folder.write_config(settings)
     measure(settings, networks, data, folder, epoch=0, teachers=teachers)
@@ -106,16 +107,64 @@ def single_network(settings: Mapping[str, Any]) -> Any:
     return network.eval()
 
 
-def run_networks(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The networks of a run: every variant with its newest checkpoint, or the one that `variant` or `checkpoint` picks; and the teachers of
-    those that are surrogates.
+def run_networks(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The networks of a run: every variant with its newest checkpoint, or the one that `variant` or `checkpoint` picks.
 
     Raises:
         UserError: if a checkpoint is missing, damaged, or of another network.
     """
-    from explainode.cli.build import build_network, merge_settings, without_weights
+    from explainode.cli.build import build_network, without_weights
     from explainode.models.weights import load_weights
-    from explainode.training.checkpoint import latest_checkpoint, verify
+    from explainode.training.checkpoint import verify
+
+    networks = {}
+    for name, (model, path) in _chosen(settings).items():
+        verify(path)
+        network = build_network(without_weights(model))
+        load_weights(network, path)
+        networks[name] = network.eval()
+    return networks
+
+
+def run_teachers(settings: Mapping[str, Any], networks: Mapping[str, Any]) -> dict[str, Any]:
+    """What the surrogates among a run's `networks` were distilled from, by the same names; nothing for a run without distillation.
+
+    A checkpoint holds the surrogate alone, so its teacher is made again from the file of weights that the run names, or that `model.teacher.weights`
+    names now. Where the run's own file is not there any more, the surrogate is measured as any network, and a sentence says what is not.
+
+    Raises:
+        UserError: if the file that was named now is missing or damaged, or the surrogate was made of other weights.
+    """
+    from explainode.cli.build import build_network, run_config
+    from explainode.cli.registry import locate
+    from explainode.training.surrogate import Surrogate, check_surrogate
+
+    trained = run_config(Path(settings["run"]))
+    module = trained.get("module") or {}
+    if "_target_" not in module or locate(module["_target_"]) is not Surrogate:
+        return {}
+    teachers = {}
+    for name, (model, _) in _chosen(settings).items():
+        weights = model["teacher"].get("weights")
+        if weights == trained["model"]["teacher"].get("weights") and (weights is None or not Path(weights).is_file()):
+            print(
+                f"{name}: the gap to the teacher is not measured, since its weights ({weights}) are not there; name them with model.teacher.weights=...",
+                file=sys.stderr,
+            )
+            continue
+        teachers[name] = build_network(model["teacher"]).eval()
+        check_surrogate(networks[name], teachers[name], copied=not module.get("train_discrete", False))
+    return teachers
+
+
+def _chosen(settings: Mapping[str, Any]) -> dict[str, tuple[dict[str, Any], Path]]:
+    """Of a run the variants that `variant` or `checkpoint` picks: the model's settings and the checkpoint, by the name in tables.
+
+    Raises:
+        UserError: if there is no such variant or checkpoint.
+    """
+    from explainode.cli.build import merge_settings
+    from explainode.training.checkpoint import latest_checkpoint
 
     folder = Path(settings["run"]) / "checkpoints"
     trained = settings.get("variants") or {settings.get("trained_as") or settings["variant"]: {}}
@@ -128,46 +177,11 @@ def run_networks(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str,
         trained = {settings["variant"]: trained[settings["variant"]]}
     elif settings["variant"] != "model":
         raise UserError(f"the run has no variant {settings['variant']!r}; it has {', '.join(trained)}")
-    networks, teachers = {}, {}
+    chosen = {}
     for name, changes in trained.items():
         path = Path(settings["checkpoint"]) if settings["checkpoint"] is not None else latest_checkpoint(folder / name)
         if path is None:
             raise UserError(f"no checkpoint under {folder / name}; train first, or name one with checkpoint=...")
-        verify(path)
-        model = merge_settings(settings["model"], changes or {})
-        network = build_network(without_weights(model))
-        load_weights(network, path)
         shown = name if settings["checkpoint"] is None else f"{name}@{path.stem}"
-        networks[shown] = network.eval()
-        if (teacher := run_teacher(settings, model, network)) is not None:
-            teachers[shown] = teacher
-    return networks, teachers
-
-
-def run_teacher(settings: Mapping[str, Any], model: Mapping[str, Any], network: Any) -> Any:
-    """The network that a run's surrogate was distilled from; None for other networks.
-
-    A checkpoint holds the surrogate alone, so the teacher is made again from the file of weights that the run names, or that `model.teacher.weights`
-    names now. None too where the run's file is not there any more: the surrogate is measured as any network, and a sentence says what is not.
-
-    Raises:
-        UserError: if the file that was named now is missing or damaged, or the surrogate was made of other weights.
-    """
-    from explainode.cli.build import build_network, run_config
-    from explainode.cli.registry import locate
-    from explainode.training.surrogate import Surrogate, check_surrogate
-
-    trained = run_config(Path(settings["run"]))
-    module, teacher = trained.get("module") or {}, model.get("teacher")
-    if teacher is None or "_target_" not in module or locate(module["_target_"]) is not Surrogate:
-        return None
-    weights, known = teacher.get("weights"), trained["model"]["teacher"].get("weights")
-    if weights == known and (weights is None or not Path(weights).is_file()):
-        print(
-            f"the gap to the teacher is not measured: its weights ({weights}) are not there; name them with model.teacher.weights=...",
-            file=sys.stderr,
-        )
-        return None
-    made = build_network(teacher).eval()
-    check_surrogate(network, made, copied=not module.get("train_discrete", False))
-    return made
+        chosen[shown] = (merge_settings(settings["model"], changes or {}), path)
+    return chosen
