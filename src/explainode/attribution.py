@@ -36,6 +36,7 @@ class Explanation:
         stochastic: another `draw` would give another attribution (noise blocks speak, or the explainer samples).
         sample_ids: (B,) int64; label: (B,) or None, -1 where unknown; mask: (B, H, W) int64 (1 object, 0 background, -1 ignored) or None;
         boxes: one (n, 4) tensor of x0, y0, x1, y1 in pixels per image, or None.
+        fixation_map: (B, H, W) float, >= 0, where people looked, or None; fixation_points: (B, H, W) bool, or None.
         seconds: wall time of the explanation of the batch.
         forward: `forward(x (R,C,H,W), rows=None)` -> (R, K) logits under the guard with the record's noise; `rows` (R,) says whose copy each row is.
         explain: `explain(x (R,C,H,W), rows=None, draw=None)` -> attribution of the same targets; `draw` asks for another noise path.
@@ -64,6 +65,8 @@ class Explanation:
     explain: Callable[..., Tensor]
     model: nn.Module
     diagnostics: dict[str, Tensor] = field(default_factory=dict)
+    fixation_map: Tensor | None = None
+    fixation_points: Tensor | None = None
     shared: dict[Hashable, Any] = field(default_factory=dict)
     _own: dict[Hashable, Any] = field(default_factory=dict)
 

@@ -21,7 +21,7 @@ from explainode.attribution import Explanation
 from explainode.data.batch import Batch
 from explainode.errors import UserError
 from explainode.explainers.base import Explainer, count_passes, guard, pass_limit, predict, resolve_target
-from explainode.metrics.base import ExplanationMetric, full_name
+from explainode.metrics.base import WHAT_IS_NEEDED, ExplanationMetric, full_name
 from explainode.metrics.results import Maps, Results, Row
 from explainode.metrics.statistics import bootstrap_interval
 from explainode.randomness import noise_scope
@@ -146,6 +146,8 @@ def explain(
     label: Tensor | None = None,
     mask: Tensor | None = None,
     boxes: list[Tensor] | None = None,
+    fixation_map: Tensor | None = None,
+    fixation_points: Tensor | None = None,
     shared: dict[Hashable, Any] | None = None,
 ) -> Explanation:
     """Explain a batch and record all that was computed on the way.
@@ -208,6 +210,8 @@ def explain(
         explain=session.explain,
         model=model,
         diagnostics=session.diagnose(x),
+        fixation_map=fixation_map,
+        fixation_points=fixation_points,
         shared=shared,
     )
 
@@ -292,7 +296,7 @@ def evaluate(
         Rows with value, 95 % bootstrap interval and n; values per image; curves; the panel's maps. Every rank gets the same rows.
 
     Raises:
-        UserError: if a metric needs masks, boxes or labels that the data does not have.
+        UserError: if a metric needs masks, boxes, labels or fixations that the data does not have.
     """
     device = _device(model)
     cells = {(e, m): copy.deepcopy(metric) for e in explainers for m, metric in metrics.items()}
@@ -321,6 +325,8 @@ def evaluate(
                 label=batch.label,
                 mask=batch.mask,
                 boxes=batch.boxes,
+                fixation_map=batch.fixation_map,
+                fixation_points=batch.fixation_points,
                 shared=shared,
             )
             for m in metrics:
@@ -386,12 +392,11 @@ def evaluate(
 
 def _check_needs(metrics: Mapping[str, ExplanationMetric], batch: Batch) -> None:
     for name, metric in metrics.items():
-        has = {"mask": batch.mask is not None, "boxes": batch.boxes is not None, "label": bool((batch.label >= 0).all())}
-        missing = sorted(need for need in metric.needs if not has[need])
+        missing = [need for need in sorted(metric.needs) if getattr(batch, need) is None or (need == "label" and (batch.label < 0).any())]
         if missing:
+            nouns, advice = zip(*(WHAT_IS_NEEDED[need] for need in missing), strict=True)
             raise UserError(
-                f"the metric {name!r} needs {' and '.join(missing)}, but this data has none; "
-                f"choose data that has (data=shapes has exact masks) or leave the metric out"
+                f"the metric {name!r} needs {' and '.join(nouns)}, but this data has none; {', '.join(advice)}, or leave the metric out"
             )
 
 

@@ -70,11 +70,12 @@ def test_mask_and_boxes_follow_the_image(border: str) -> None:
         image[k, :, y : y + 6, x : x + 5] = 1
         mask[k, y : y + 6, x : x + 5] = 1
         boxes.append(torch.tensor([[x, y, x + 5, y + 6]], dtype=torch.float32))
-    batch = Batch(image, torch.zeros(n, dtype=torch.int64), torch.arange(n), mask, boxes)
+    batch = Batch(image, torch.zeros(n, dtype=torch.int64), torch.arange(n), mask, boxes, {}, mask.float(), mask.bool())
     augment = Augment(padding=5, border=border)
     out = augment.batch(batch, seed=0, epoch=0)
     assert torch.equal(out.image, augment(image, batch.sample_id, 0, 0))
     assert torch.equal(out.image[:, 0] == 1, out.mask == 1)
+    assert torch.equal(out.fixation_map, out.image[:, 0]) and torch.equal(out.fixation_points, out.mask == 1)
     assert (out.mask == -1).any() == (border == "black")
     for k in range(n):
         y, x = (out.mask[k] == 1).nonzero().unbind(1)

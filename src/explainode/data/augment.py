@@ -58,11 +58,20 @@ class Augment:
         return self._move(image, self.geometry(sample_id, seed, epoch), outside=0)
 
     def batch(self, batch: Batch, seed: int, epoch: int) -> Batch:
-        """The batch with image, mask and boxes moved alike; mask pixels from outside a black border's image are -1 (ignored)."""
+        """The batch with image, mask, boxes and fixations moved alike; mask pixels from outside a black border's image are -1 (ignored)."""
         geometry = self.geometry(batch.sample_id, seed, epoch)
-        mask = None if batch.mask is None else self._move(batch.mask[:, None], geometry, outside=-1)[:, 0]
-        boxes = None if batch.boxes is None else self._move_boxes(batch.boxes, geometry, batch.image.shape[-2:])
-        return replace(batch, image=self._move(batch.image, geometry, outside=0), mask=mask, boxes=boxes)
+
+        def follow(plane: Tensor | None, outside: int) -> Tensor | None:
+            return None if plane is None else self._move(plane[:, None], geometry, outside)[:, 0]
+
+        return replace(
+            batch,
+            image=self._move(batch.image, geometry, outside=0),
+            mask=follow(batch.mask, outside=-1),
+            boxes=None if batch.boxes is None else self._move_boxes(batch.boxes, geometry, batch.image.shape[-2:]),
+            fixation_map=follow(batch.fixation_map, outside=0),
+            fixation_points=follow(batch.fixation_points, outside=0),
+        )
 
     def _move(self, x: Tensor, geometry: Geometry, outside: int) -> Tensor:
         b, c, h, w = x.shape

@@ -18,6 +18,8 @@ class Batch:
         sample_id: (B,) int64 position in the split: the key of its noise, its augmentation and its row in every table.
         mask: (B, H, W) int64, 1 object, 0 background, -1 ignored; None where the data has none.
         boxes: one (n, 4) float tensor of x0, y0, x1, y1 in pixels per image; None where the data has none.
+        fixation_map: (B, H, W) float, >= 0, the density of where people looked; None where the data has none.
+        fixation_points: (B, H, W) bool, the pixels that people fixated; None where the data has none.
         skipped: path -> reason of the files that were asked for and could not be read; their rows are missing. The batch carries this
             because it may have been read in a worker process.
     """
@@ -28,6 +30,8 @@ class Batch:
     mask: Tensor | None = None
     boxes: list[Tensor] | None = None
     skipped: dict[str, str] = field(default_factory=dict)
+    fixation_map: Tensor | None = None
+    fixation_points: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.image)
@@ -40,6 +44,8 @@ class Batch:
             sample_id=self.sample_id[rows],
             mask=None if self.mask is None else self.mask[rows],
             boxes=None if self.boxes is None else self.boxes[rows],
+            fixation_map=None if self.fixation_map is None else self.fixation_map[rows],
+            fixation_points=None if self.fixation_points is None else self.fixation_points[rows],
         )
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
@@ -53,6 +59,8 @@ class Batch:
             sample_id=move(self.sample_id),
             mask=None if self.mask is None else move(self.mask),
             boxes=None if self.boxes is None else [move(box) for box in self.boxes],
+            fixation_map=None if self.fixation_map is None else move(self.fixation_map),
+            fixation_points=None if self.fixation_points is None else move(self.fixation_points),
         )
 
     def pin_memory(self) -> Batch:
@@ -63,4 +71,6 @@ class Batch:
             sample_id=self.sample_id.pin_memory(),
             mask=None if self.mask is None else self.mask.pin_memory(),
             boxes=None if self.boxes is None else [box.pin_memory() for box in self.boxes],
+            fixation_map=None if self.fixation_map is None else self.fixation_map.pin_memory(),
+            fixation_points=None if self.fixation_points is None else self.fixation_points.pin_memory(),
         )

@@ -26,8 +26,10 @@ from explainode.metrics.statistics import bootstrap_means, percentile_interval
 
 WHAT_IS_NEEDED = {
     "mask": ("masks", "choose data with masks, such as data=shapes"),
-    "boxes": ("boxes", "choose data with boxes"),
-    "label": ("labels", "choose data with labels"),
+    "boxes": ("boxes", "choose data with boxes, or data=shapes and the box around the mask (truth=mask)"),
+    "label": ("labels", "choose data with labels, such as data=shapes"),
+    "fixation_map": ("fixation maps", "choose images that come with maps of where people looked"),
+    "fixation_points": ("fixation points", "choose images that come with the points that people fixated"),
 }
 
 
@@ -62,7 +64,7 @@ class ExplanationMetric(Metric):
         columns: numbers stored per image; "" is the headline.
         results: numbers reported; by default the means of the columns.
         higher_is_better: of all results, or a mapping from result to it; None is a neutral fact.
-        needs: subset of {"mask", "boxes", "label"} that the record must carry.
+        needs: keys of `WHAT_IS_NEEDED`, what the record must carry besides the map; an instance may have needs of its own.
         kind: first word of the protocol.
         version: raised when the definition changes, so that numbers of different definitions have different hashes.
     """
@@ -72,7 +74,7 @@ class ExplanationMetric(Metric):
     columns: ClassVar[tuple[str, ...]] = ("",)
     results: ClassVar[tuple[str, ...]] = ()
     higher_is_better: bool | Mapping[str, bool | None] | None = None  # type: ignore[assignment]
-    needs: ClassVar[frozenset[str]] = frozenset()
+    needs: frozenset[str] = frozenset()
     kind: ClassVar[str] = ""
     version: ClassVar[int] = 1
     value: Tensor
