@@ -379,6 +379,32 @@ def test_a_compiled_network_around_the_solver(x0):
     assert max(errors(grad(torch.compile(model, backend="eager")(x0).sum(), inputs), expected)) < 1e-13
 
 
+def test_hooks_inside_a_field_run_again_in_the_backward_pass(field, x0):
+    """As the docstring of RungeKutta says; under backprop they do not."""
+    calls = []
+    field.first.register_forward_hook(lambda *_: calls.append(torch._C._current_autograd_node() is not None))
+    for gradient, again in (("symplectic", True), ("backprop", False)):
+        calls.clear()
+        state = RungeKutta("rk4", steps=2, gradient=gradient)(field, x0)
+        assert calls == [False] * 8
+        loss(state).backward()
+        assert (len(calls) > 8) is again and calls[8:] == [True] * (len(calls) - 8)
+
+
+def test_torch_func_goes_through_backprop_and_is_told_so_elsewhere(field, x0):
+    def total(x, gradient):
+        return loss(RungeKutta("rk4", steps=2, gradient=gradient)(field, x))
+
+    x0 = x0.detach()
+    expected = grad(total(x := x0.clone().requires_grad_(), "backprop"), x)
+    assert max(errors([torch.func.grad(total)(x0, "backprop")], expected)) < 1e-13
+    for frozen in (False, True):
+        field.requires_grad_(not frozen)
+        for transform in (torch.func.grad, torch.func.jacrev):
+            with pytest.raises(UserError, match=r'torch\.func.*choose gradient="backprop"'):
+                transform(total)(x0, "symplectic")
+
+
 def test_an_optimizer_between_forward_and_backward_is_noticed(field, x0):
     state = RungeKutta(steps=2)(field, x0)
     with torch.no_grad():

@@ -186,6 +186,39 @@ def test_second_derivatives_are_refused_or_had_by_backprop():
 # --- what held in the forward pass holds when it is computed again ---
 
 
+def test_torch_func_goes_through_backprop_and_is_told_so_elsewhere():
+    drift, x0, key = network(1), state(), keys(3)
+    noise = AdditiveDiffusion(0.3)
+    expected = gradients(EulerMaruyama(4), drift, noise, x0, key)[1]
+    found = torch.func.grad(lambda x: EulerMaruyama(4, "backprop")(drift, noise, x, key).sin().sum())(x0)
+    assert distance([found], [expected]) < 1e-13
+    with pytest.raises(UserError, match=r'torch\.func.*choose gradient="backprop"'):
+        torch.func.grad(lambda x: EulerMaruyama(4)(drift, noise, x, key).sum())(x0)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_compiled_fields(solver):
+    drift, noise, x0, key = network(1), LearnedDiffusion(4, 0.3).double(), state(), keys(3)
+    compiled = [torch.compile(field, backend="aot_eager") for field in (drift, noise)]
+    assert distance(gradients(solver(3), *compiled, x0, key), gradients(solver(3, "backprop"), drift, noise, x0, key)) < 1e-13
+
+
+@pytest.mark.parametrize("solver", [EulerMaruyama(2), Milstein(2), TorchSDE(steps=2)], ids=lambda solver: type(solver).__name__)
+def test_a_compiled_network_around_the_solver(solver):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.drift, self.noise = network(1), AdditiveDiffusion(0.3)
+
+        def forward(self, x):
+            return solver(self.drift, self.noise, 2 * x, keys(len(x))).sin()
+
+    model, x0 = Model(), state().requires_grad_()
+    inputs = [x0, *model.parameters()]
+    expected = torch.autograd.grad(model(x0).sum(), inputs)
+    assert distance(torch.autograd.grad(torch.compile(model, backend="eager")(x0).sum(), inputs), expected) < 1e-13
+
+
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_noise_scope_is_restored(solver):
     class Noisy(Net):

@@ -41,6 +41,19 @@ def module_of(field: Any) -> nn.Module | None:
     return owner if isinstance(owner, nn.Module) else None
 
 
+def check_transforms(gradient: str) -> None:
+    """Refuse a gradient of our own inside torch.func's transforms, which know autograd's operations only.
+
+    Raises:
+        UserError: inside grad, vjp, jvp, jacrev or vmap.
+    """
+    if torch._C._are_functorch_transforms_active():  # there is no public way to ask
+        raise UserError(
+            f'torch.func\'s transforms (grad, vjp, jvp, vmap) do not go through gradient="{gradient}"; choose gradient="backprop", through which all go but '
+            "vmap (a state is a batch already), or torch.autograd.grad"
+        )
+
+
 def check_modes(module: nn.Module) -> None:
     """Refuse layers whose output changes from one evaluation to the next.
 

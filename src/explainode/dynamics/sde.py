@@ -13,7 +13,8 @@ from torch import Tensor
 
 from explainode.dynamics.brownian import BrownianPath, check_interval, check_key
 from explainode.dynamics.failure import NonFiniteState
-from explainode.dynamics.field import Field, check_modes, module_of, random_state, set_random_state
+from explainode.dynamics.field import Field, check_modes, check_transforms, module_of, random_state, set_random_state
+from explainode.dynamics.solver import outside_compiler
 from explainode.dynamics.step import Time
 from explainode.errors import UserError, nearest
 
@@ -38,7 +39,8 @@ class StochasticSolver(ABC):
         lambda_n = lambda_{n+1} + (d change_n / d X_n)^T lambda_{n+1},        d theta += (d change_n / d theta)^T lambda_{n+1}
 
     It stores X_0 .. X_{N-1}, evaluates every step once more and draws its noise again from the keys. Noise scope, autocast and torch's
-    generator are in the second evaluation as they were in the first. `gradient="backprop"` stores everything and can be differentiated twice.
+    generator are in the second evaluation as they were in the first, and forward hooks on layers inside a field run again. `gradient="backprop"` stores
+    everything and can be differentiated twice, and by torch.func.
 
     Args:
         steps: of equal length from t0 to t1.
@@ -72,6 +74,7 @@ class StochasticSolver(ABC):
     def change(self, f: Evaluate, g: Evaluate, t: float, x: Tensor, h: float, dW: Tensor) -> Tensor:
         """X_{n+1} - X_n: (B, *S), from X_n and the increment of the path."""
 
+    @outside_compiler
     def __call__(
         self,
         drift: VectorField,
@@ -102,6 +105,8 @@ class StochasticSolver(ABC):
         learned = learned_parameters(drift, diffusion, parameters)
         # Where nothing that we know of needs a gradient, the plain loop runs under autograd as it is: hidden parameters keep theirs.
         discrete = self.gradient == "discrete" and torch.is_grad_enabled() and (x0.requires_grad or bool(learned))
+        if discrete:
+            check_transforms(self.gradient)
         march = _March(
             self,
             Field(drift, x0, learned, inspect=discrete),

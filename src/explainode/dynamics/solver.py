@@ -15,7 +15,7 @@ from torch import Tensor
 
 from explainode.dynamics.controller import Controller
 from explainode.dynamics.failure import SolverError
-from explainode.dynamics.field import Field
+from explainode.dynamics.field import Field, check_transforms
 from explainode.dynamics.step import Interval
 from explainode.dynamics.tableau import Tableau, tableau
 from explainode.dynamics.walk import CheckpointedWalk, TracedWalk, Walk
@@ -89,6 +89,10 @@ class RungeKutta:
     Source: Hairer, Noersett and Wanner 1993, II; the gradient: `adjoint.py`.
     The exact gradient of adaptive steps is that of the accepted steps, frozen: how they were chosen is not differentiated, and with t0
     and t1 the whole grid stretches.
+
+    The backward pass of "symplectic" and "adjoint" evaluates the field again: forward hooks on layers inside it run again then, and see the states of that
+    pass. Who collects activations collects them in the forward pass only, or takes "backprop", under which each evaluation happens once.
+    torch.compile leaves the solver as it is (compile the field itself), and of the gradients torch.func's transforms go through "backprop" alone.
     """
 
     tableau: str | Tableau = "rk4"
@@ -182,6 +186,7 @@ class RungeKutta:
         if torch.is_grad_enabled() and self.gradient == "backprop":
             return TracedWalk(self.method, f, x0, interval)
         if torch.is_grad_enabled() and (x0.requires_grad or interval.differentiated or f.parameters):
+            check_transforms(self.gradient)
             return CheckpointedWalk(self.method, f, x0, interval, self.memory)
         return Walk(self.method, f, x0, interval)
 
@@ -197,7 +202,10 @@ class RungeKutta:
         methods = CONTINUOUS_FIXED if self.steps is not None else CONTINUOUS_ADAPTIVE
         if self.method.name not in methods:
             steps = "fixed" if self.steps is not None else "adaptive"
-            raise UserError(f'torchdiffeq has no {self.method.name} with {steps} steps for gradient="adjoint"; it has {", ".join(methods)}')
+            other = "; the rk4 of torchdiffeq is the 3/8 rule, of the same order and cost: take rk4_38" if self.method.name == "rk4" else ""
+            raise UserError(
+                f'torchdiffeq has no {self.method.name} with {steps} steps for gradient="adjoint"; it has {", ".join(methods)}{other}'
+            )
         return TorchDiffEq(methods[self.method.name], self.steps, self.rtol, self.atol, adjoint=True, max_steps=self.max_steps)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from explainode.dynamics.field import Field
 from explainode.dynamics.sde import VectorField, check_problem, learned_parameters, like_state
+from explainode.dynamics.solver import outside_compiler
 from explainode.errors import UserError, nearest
 
 METHODS = {"euler": "none", "milstein": "none", "srk": "space-time"}  # Ito methods for diagonal noise; the Lévy area that each asks for
@@ -53,6 +54,7 @@ class TorchSDE:
         if self.steps < 1:
             raise UserError(f"a stochastic solver needs at least 1 step, got steps={self.steps}")
 
+    @outside_compiler
     def __call__(
         self,
         drift: VectorField,
