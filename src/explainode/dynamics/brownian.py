@@ -33,7 +33,7 @@ class BrownianPath:
     Raises:
         UserError: for keys of another shape or type, fewer than one step, or an interval that is empty, reversed or not finite.
 
-    Source: Lévy's construction, as in Karatzas and Shreve 1991, Sec. 2.3; Gaines and Lyons 1997 for refining a path that a solver has used.
+    Source: Lévy's construction, as in Karatzas and Shreve 1991; Gaines and Lyons 1997 for refining a path that a solver has used.
     We draw Z from a table of 65,536 quantiles (`randomness`), so |Z| stays below 4.4; mean, variance and symmetry are those of the normal.
     """
 

@@ -23,7 +23,7 @@ class Controller:
 
     and after a rejected one dt never grows.
 
-    Source: Hairer, Noersett and Wanner 1993, II.4; Gustafsson 1991; exponents as in Hairer and Wanner 1996, IV.2.
+    Source: Hairer, Noersett and Wanner 1993, II.4; Gustafsson 1991; exponents as in Hairer and Wanner 1996.
     We take the maximum over samples: in a mean over the batch easy images would hide a hard one.
     """
 
@@ -47,7 +47,7 @@ class Controller:
         return float((value / scale).reshape(len(value), -1).to(dtype).square().mean(1).amax().sqrt()) if value.numel() else 0.0
 
     def first_step(self, f: Evaluate, t: float, x: Tensor, slope: Tensor, span: float) -> float:
-        """A first step by the size of x, x' and x''; costs one evaluation. Source: Hairer, Noersett and Wanner 1993, II.4, p. 169."""
+        """A first step by the size of x, x' and x''; costs one evaluation. Source: Hairer, Noersett and Wanner 1993, II.4."""
         size, speed = self.norm(x, x), self.norm(slope, x)
         guess = min(0.01 * size / speed if size > 1e-5 and speed > 1e-5 else 1e-6, span)
         bend = self.norm(f(t + guess, torch.add(x, slope, alpha=guess)) - slope, x) / guess

@@ -126,7 +126,7 @@ class EulerMaruyama(StochasticSolver):
 
     Strong order 1/2 (1 where g does not depend on x), weak order 1. With the identity as shortcut it is a stochastic residual block.
 
-    Source: Maruyama 1955; Kloeden and Platen 1992, Sec. 10.2; as a network, paper 001 Eq. 5-6 and Liu et al. 2019.
+    Source: Maruyama 1955; Kloeden and Platen 1992; as a network, paper 001 Eq. 5-6 and Liu et al. 2019.
     """
 
     strong_order: ClassVar[float] = 0.5
@@ -144,7 +144,7 @@ class Milstein(StochasticSolver):
     Strong and weak order 1 where element i of g depends on element i of the state alone. A diffusion that mixes elements, such as a
     convolution, would need iterated integrals of different Wiener processes; here it falls back to strong order 1/2.
 
-    Source: Milstein 1974; Kloeden and Platen 1992, Eq. (10.3.12) and, free of derivatives, Sec. 11.1.
+    Source: Milstein 1974; Kloeden and Platen 1992, also for the form without derivatives.
     We take the derivative-free form: the term g g' would make the adjoint differentiate g twice, which costs more than a second evaluation
     of g and is zero almost everywhere for kinks like ReLU's.
     """

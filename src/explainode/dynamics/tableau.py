@@ -153,7 +153,7 @@ DOPRI5 = Tableau(
     embedded_order=4,
 )
 
-# Tsitouras 2011, Table 1. The paper prints b - b_hat.
+# Tsitouras 2011. The paper prints b - b_hat.
 _TSIT5_B = (0.09646076681806523, 0.01, 0.4798896504144996, 1.379008574103742, -3.290069515436081, 2.324710524099774, 0.0)
 _TSIT5_ERROR = (
     -0.00178001105222577714,

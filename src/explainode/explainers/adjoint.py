@@ -133,7 +133,7 @@ class AdjointCAM(Explainer):
     Raises:
         UserError: if t is no number in [0, 1], or the network solves no equation.
 
-    Source: Selvaraju et al. 2017 with paper 000's adjoint in the place of the gradient; ours.
+    Source: paper 000, Sec. 6.1 (Adjoint-CAM, at the last layer); Selvaraju et al. 2017. Other depths are ours.
     """
 
     needs_ode: ClassVar[bool] = True

@@ -74,7 +74,7 @@ class SelfEnsemble(nn.Module):
     Raises:
         UserError: if `draws` is below 1, or the network has no noise of a magnitude above 0.
 
-    Source: Liu et al. 2018 (RSE), Algorithm 1.
+    Source: Liu et al. 2018 (RSE).
     """
 
     def __init__(self, network: nn.Module, draws: int = 10) -> None:
@@ -132,7 +132,7 @@ class Ensemble(nn.Module):
     Raises:
         UserError: without members.
 
-    Source: Wang et al. 2019 (EnResNet), Sec. 2.2.
+    Source: Wang et al. 2019 (EnResNet).
     """
 
     def __init__(self, members: Iterable[nn.Module]) -> None:
