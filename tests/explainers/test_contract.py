@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from torch import nn
 
+from explainode.cli.registry import get
 from explainode.dynamics.solver import RungeKutta
 from explainode.explainers.base import Explainer, count_passes, guard, pass_limit
 from explainode.models.neural_ode import NeuralODE
@@ -22,7 +21,7 @@ NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))
 
 @pytest.fixture(params=NAMES)
 def explainer(request) -> Explainer:
-    return instantiate(OmegaConf.load(CONF / f"{request.param}.yaml"))
+    return get(f"explainer/{request.param}")
 
 
 def suited(net: nn.Module, explainer: Explainer) -> nn.Module:

@@ -19,7 +19,7 @@ from explainode.errors import UserError, nearest
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
 
-GROUPS = ("model", "solver", "data", "module", "trainer", "explainer", "metric", "attack", "callback", "logger", "experiment")
+GROUPS = ("model", "solver", "data", "module", "trainer", "composite", "explainer", "metric", "attack", "callback", "logger", "experiment")
 MANY_OF = ("explainer", "metric", "attack", "callback", "logger")  # several entries may be chosen; each sits under its own name
 ALLOWED_TARGETS = (
     "explainode.",

@@ -23,8 +23,10 @@ class Diffusion(nn.Module):
     Raises:
         UserError: for a magnitude that is negative or not finite.
 
-    Source: paper 001, Eq. 6; Liu et al. 2019 (Neural SDE), Sec. 3 for the additive, multiplicative and dropout profiles.
+    Source: paper 001, Eq. 6; Liu et al. 2019 (Neural SDE) for the additive, multiplicative and dropout profiles.
     """
+
+    constant_in_relevance = True  # relevance passes the noise by, as it passes a bias
 
     def __init__(self, magnitude: float = 0.1) -> None:
         super().__init__()
@@ -69,7 +71,7 @@ class DropoutDiffusion(Diffusion):
     Raises:
         UserError: for a rate outside [0, 1).
 
-    Source: Liu et al. 2019, Sec. 3.2.
+    Source: Liu et al. 2019.
     """
 
     def __init__(self, drift: Callable[[Tensor, Tensor], Tensor], rate: float = 0.1) -> None:
@@ -91,7 +93,7 @@ class LearnedDiffusion(Diffusion):
             and element i of g depends on element i of the state, as `Milstein` asks for.
         magnitude: see `Diffusion`.
 
-    Source: the bound keeps g Lipschitz and of linear growth, which solutions need (Kloeden and Platen 1992, Sec. 4.5). The profile is ours.
+    Source: the bound keeps g Lipschitz and of linear growth, which solutions need (Kloeden and Platen 1992). The profile is ours.
     """
 
     def __init__(self, network: nn.Module | int, magnitude: float = 0.1) -> None:

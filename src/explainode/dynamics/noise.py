@@ -49,6 +49,8 @@ class Noise(nn.Module):
     variance (`DropoutDiffusion`); here it is dropout itself. Their jumps (in code only) have the probability rate * dt; a block is dt = 1.
     """
 
+    constant_in_relevance = True  # relevance passes the noise by, as it passes a bias
+
     def __init__(
         self, magnitude: float = 0.1, kind: str = "additive", normalize: bool | str = True, where: str = "before", rate: float = 0.1
     ) -> None:

@@ -1,0 +1,1 @@
+"""Rules by family; each body reads like its equation."""

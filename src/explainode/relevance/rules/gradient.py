@@ -1,0 +1,67 @@
+"""The chain rule, and the two ways of bending it at rectifiers: deconvnet and guided backpropagation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from explainode.relevance.operations import Activation, Affine, Linear, Operation
+from explainode.relevance.rule import KINDS, Relevance, Rule, fit
+
+if TYPE_CHECKING:
+    from explainode.relevance.walk import Walk
+
+RECTIFIERS = ("relu", "leaky_relu", "hardtanh", "elu", "gelu", "silu", "hardswish", "mish", "softplus", "celu", "selu", "threshold")
+
+
+@dataclass(frozen=True)
+class Gradient(Rule):
+    """(d output / d input)^T R: the chain rule, for every operation of the table."""
+
+    kinds = KINDS
+
+    def propagate(self, operation: Operation, relevance: Relevance, walk: Walk) -> Relevance:
+        (x, *others), R = operation.inputs, relevance[0]
+        if R is not None and not others and len(relevance) == 1:
+            if isinstance(operation, Linear) and operation.kind == "linear":
+                return (operation.map.transpose(R, x.data),)
+            if isinstance(operation, Affine):
+                return (fit(operation.slope * R, x.data.shape),)
+            if isinstance(operation, Activation) and operation.name == "relu":
+                return (torch.where(x.data > 0, R, 0.0),)
+        return operation.vjp([value.data for value in operation.inputs], relevance)
+
+
+@dataclass(frozen=True)
+class Deconvnet(Gradient):
+    """At a rectifier only what is positive on the way back passes, whatever was positive on the way there.
+
+    Source: Zeiler & Fergus 2014; paper 004. For smooth rectifiers (GELU, SiLU) we multiply by no slope either.
+    """
+
+    def propagate(self, operation: Operation, relevance: Relevance, walk: Walk) -> Relevance:
+        if operation.kind == "activation" and operation.name in RECTIFIERS:
+            return (_positive(relevance),)
+        return super().propagate(operation, relevance, walk)
+
+
+@dataclass(frozen=True)
+class Guided(Gradient):
+    """At a rectifier only what is positive on the way back and was positive on the way there passes.
+
+    Source: Springenberg et al. 2015; paper 004. For smooth rectifiers (GELU, SiLU) we take the gradient of what is positive on the way back.
+    """
+
+    def propagate(self, operation: Operation, relevance: Relevance, walk: Walk) -> Relevance:
+        if operation.kind == "activation" and operation.name in RECTIFIERS:
+            relevance = (_positive(relevance),)
+        return super().propagate(operation, relevance, walk)
+
+
+def _positive(relevance: Relevance) -> Tensor:
+    (R,) = relevance
+    assert R is not None
+    return R.clamp(min=0)

@@ -1,0 +1,123 @@
+"""Which image each element of a recorded tensor belongs to: sums and scalars per image, wherever the batch axis has gone."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from explainode.relevance.operations import Operation, Value
+
+# where dimension 0 stays the batch, as long as it is not among these arguments
+_DIM = {
+    "select": 1,
+    "slice": 1,
+    "split": 2,
+    "split_with_sizes": 2,
+    "unbind": 1,
+    "cat": 1,
+    "stack": 1,
+    "unsqueeze": 1,
+    "index_select": 1,
+    "gather": 1,
+}
+_SAME_ORDER = {"view", "_unsafe_view", "reshape", "_reshape_alias", "clone", "alias", "detach", "_to_copy", "lift_fresh", "masked_fill",
+               "constant_pad_nd", "reflection_pad2d", "replication_pad2d", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle",
+               "native_channel_shuffle", "im2col", "squeeze"}  # fmt: skip
+
+
+class Samples:
+    """Per-image reductions over the tensors of one tape.
+
+    Nearly always the batch is the leading axis of memory order; attention layers that put the sequence first are followed element by element.
+
+    Args:
+        batch: number of images B.
+    """
+
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+        self._leading: dict[int, bool] = {}
+        self._ids: dict[int, Tensor] = {}
+
+    def sum(self, value: Value, x: Tensor) -> Tensor:
+        """(B,): the sum of `x`, which has the shape of `value`, over the elements of each image, in double precision on a CPU."""
+        dtype = torch.promote_types(x.dtype, torch.float64)
+        if self.leading(value):
+            return x.reshape(self.batch, -1).sum(1, dtype=dtype)
+        return torch.zeros(self.batch, dtype=dtype, device=x.device).index_add_(0, self._flat_ids(value), x.reshape(-1).to(dtype))
+
+    def spread(self, value: Value, scalars: Tensor) -> Tensor:
+        """`scalars` (B,), each at the elements of its image; broadcastable to the shape of `value`, in its type."""
+        scalars = scalars.to(value.data.dtype)
+        shape = value.data.shape
+        if self.leading(value):
+            return scalars.repeat_interleave(shape[0] // self.batch).view(-1, *[1] * (len(shape) - 1))
+        return scalars[self._flat_ids(value)].view(shape)
+
+    def leading(self, value: Value) -> bool:
+        """Whether the batch is the slowest axis of the value's row-major order."""
+        known = self._leading.get(id(value))
+        if known is None:
+            known = self._leading[id(value)] = self._find_leading(value)
+        return known
+
+    def _find_leading(self, value: Value) -> bool:
+        operation, shape = value.producer, value.data.shape
+        if operation is None:
+            return True
+        if not shape or shape[0] % self.batch:
+            return False
+        chain, result = [], True  # walk up without recursion: networks are deeper than Python's stack
+        if operation.kind == "rearrangement" and not _keeps_batch_first(operation):
+            return False
+        for source in operation.inputs:
+            chain.append(source)
+        for source in chain:
+            result = result and self.leading(source)
+        return result
+
+    def _flat_ids(self, value: Value) -> Tensor:
+        return self.ids(value).reshape(-1).to(torch.int64)
+
+    def ids(self, value: Value) -> Tensor:
+        """The image of every element, in the shape of `value` (a view of little memory where it can be)."""
+        found = self._ids.get(id(value))
+        if found is None:
+            found = self._ids[id(value)] = self._find_ids(value)
+        return found
+
+    def _find_ids(self, value: Value) -> Tensor:
+        shape = value.data.shape
+        if self.leading(value):
+            ids = torch.arange(self.batch, device=value.data.device, dtype=value.data.dtype)
+            return ids.repeat_interleave(shape[0] // self.batch).view(-1, *[1] * (len(shape) - 1)).expand(shape)
+        operation = value.producer
+        assert operation is not None
+        given = [self.ids(source) for source in operation.inputs]
+        if operation.kind in ("rearrangement", "max", "average"):
+            outputs = operation.call(*given)
+            return outputs[next(i for i, output in enumerate(operation.outputs) if output is value)]
+        if operation.kind in ("linear", "bilinear"):
+            return given[0][..., :1].expand(shape)
+        return max(given, key=torch.Tensor.numel).expand(shape)
+
+
+def _keeps_batch_first(operation: Operation) -> bool:
+    name, args = operation.name, operation.args
+    if name in _SAME_ORDER:
+        return True
+    dims = operation.inputs[0].data.dim()
+    if name == "permute":
+        return args[1][0] % dims == 0
+    if name == "transpose":
+        return 0 not in (args[1] % dims, args[2] % dims)
+    if name == "expand":
+        return len(args[1]) == dims
+    if name in ("roll", "flip"):
+        return all(dim % dims for dim in args[-1])
+    if name == "index":
+        return args[1][0] is None
+    if name in _DIM:
+        at = args[_DIM[name]] if len(args) > _DIM[name] else 0
+        return at % (dims + (name in ("stack", "unsqueeze"))) != 0
+    return False

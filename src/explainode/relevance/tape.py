@@ -1,0 +1,275 @@
+"""The tape: every operation between the input and the logits, recorded while an unmodified network runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from explainode.errors import UserError
+from explainode.relevance.operations import (
+    FIRST_RESULT_ONLY,
+    ROUTED_BY_CONDITIONS,
+    BatchNorm,
+    ConvolutionOperation,
+    Folded,
+    Linear,
+    Operation,
+    ProductWithConstant,
+    Slot,
+    Unknown,
+    Value,
+    kind_of,
+)
+
+aten = torch.ops.aten
+
+
+@dataclass(eq=False)
+class Tape:
+    """What a network did with a batch.
+
+    Attributes:
+        input, output: the images (B, C, H, W) and the logits (B, K).
+        operations: in the order of computing, batch normalization folded where it follows a linear operation alone.
+        calls: per module, what each of its calls returned, where that is one explained tensor.
+    """
+
+    input: Value
+    output: Value
+    operations: list[Operation]
+    calls: dict[str, list[Value]] = field(default_factory=dict)
+
+    @property
+    def batch(self) -> int:
+        return len(self.input.data)
+
+    def returned(self, module: str) -> Value:
+        """What the last call of a module returned.
+
+        Raises:
+            UserError: if it took no part, or returned no single tensor that depends on the input.
+        """
+        if module not in self.calls:
+            raise UserError(f"layer {module!r} returned nothing that depends on the image; choose another layer")
+        return self.calls[module][-1]
+
+    def of_kind(self, kind: str) -> list[Operation]:
+        return [operation for operation in self.operations if operation.kind == kind]
+
+
+def record(network: nn.Module, x: Tensor, keep: Sequence[str] = ()) -> Tape:
+    """Run `network` on `x` (B, C, H, W) without a graph, and keep what it did.
+
+    Modules with a true attribute `constant_in_relevance` (noise) compute constants. Numbers that the network reads as Python numbers, such as the
+    step sizes of an adaptive solver, and the conditions of its branches are constants too.
+
+    Args:
+        network: under the guard.
+        keep: names of modules whose outputs will be asked for: no batch normalization is folded over them.
+
+    Raises:
+        UserError: if the logits do not depend on x, or an explained tensor is changed in place through a view.
+    """
+    recorder = _Recorder(network, x)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), recorder.modules(), recorder:
+        logits = network(recorder.input.data)
+    output = recorder.find(logits) if isinstance(logits, Tensor) else None
+    if output is None:
+        raise UserError("the logits do not depend on the image through torch operations; relevance needs a network of torch operations")
+    kept = {id(value) for name in keep for value in recorder.calls.get(name, ())} | {id(output)}
+    return Tape(recorder.input, output, _fold(recorder.operations, kept), recorder.calls)
+
+
+class _Recorder(TorchDispatchMode):
+    """Sees every operation as it reaches its kernel."""
+
+    def __init__(self, network: nn.Module, x: Tensor) -> None:
+        super().__init__()
+        self.network = network
+        self.input = Value(x.detach().clone(memory_format=torch.preserve_format))
+        self.operations: list[Operation] = []
+        self.calls: dict[str, list[Value]] = {}
+        self.path: list[str] = []
+        self.constant = 0  # how many open modules compute constants
+        self.values: dict[int, Value] = {id(self.input.data): self.input}
+        self.conditions: dict[int, Tensor] = {}  # booleans and integers computed from the input
+        self.sharing: dict[int, list[Value]] = {self._storage(self.input.data): [self.input]}
+        self.stale: set[int] = set()
+
+    @staticmethod
+    def _storage(x: Tensor) -> int:
+        return x.untyped_storage()._cdata
+
+    def find(self, x: Tensor) -> Value | None:
+        return self.values.get(id(x))
+
+    @contextmanager
+    def modules(self) -> Iterator[None]:
+        """Context in which the recorder knows which module is running."""
+
+        def enter(name: str) -> Any:
+            def hook(module: nn.Module, args: Any) -> None:
+                self.path.append(name)
+                self.constant += bool(getattr(module, "constant_in_relevance", False))
+
+            return hook
+
+        def leave(module: nn.Module, args: Any, output: Any) -> None:
+            name = self.path.pop()
+            self.constant -= bool(getattr(module, "constant_in_relevance", False))
+            if isinstance(output, Tensor) and (value := self.find(output)) is not None:
+                self.calls.setdefault(name, []).append(value)
+
+        with ExitStack() as stack:
+            for name, module in self.network.named_modules():
+                stack.callback(module.register_forward_pre_hook(enter(name)).remove)
+                stack.callback(module.register_forward_hook(leave, always_call=True).remove)
+            yield
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        leaves, spec = tree_flatten((args, kwargs))
+        if self.constant or not any(isinstance(leaf, Tensor) and id(leaf) in self.values for leaf in leaves):
+            reads_condition = any(isinstance(leaf, Tensor) and id(leaf) in self.conditions for leaf in leaves)
+            result = function(*args, **kwargs)
+            if reads_condition and not self.constant:
+                self._watch_condition(function, result)
+            return result
+        inputs: list[Value] = []
+        marked = list(leaves)
+        for place, leaf in enumerate(leaves):
+            if not isinstance(leaf, Tensor) or (value := self.find(leaf)) is None:
+                continue
+            if id(value) in self.stale:
+                raise UserError(
+                    f"a view of a tensor that was changed in place is read again by {function} in {self._module()!r}; "
+                    "relevance cannot follow it, so write the operation out of place"
+                )
+            marked[place] = Slot(len(inputs))
+            inputs.append(value)
+        marked_args, marked_kwargs = tree_unflatten(marked, spec)
+        name, in_place = _base_name(function)
+        if in_place:
+            return self._change(function, name, args, kwargs, marked_args, marked_kwargs, inputs)
+        result = function(*args, **kwargs)
+        return self._record(function, name, marked_args, marked_kwargs, inputs, result)
+
+    def _module(self) -> str:
+        return self.path[-1] if self.path else ""
+
+    def _watch_condition(self, function: Any, result: Any) -> None:
+        """Conditions made of conditions are conditions; a number made of them is not recorded, so it must not reach the logits unseen."""
+        for leaf in tree_flatten(result)[0]:
+            if not isinstance(leaf, Tensor):
+                continue
+            if leaf.is_floating_point():
+                value = self.values[id(leaf)] = Value(leaf)
+                operation = Unknown(function, (), {}, (), (value,), self._module(), len(self.operations))
+                value.producer = operation
+                self.operations.append(operation)
+            else:
+                self.conditions[id(leaf)] = leaf
+
+    def _record(self, function: Any, name: str, args: Any, kwargs: Any, inputs: list[Value], result: Any) -> Any:
+        leaves = [leaf for leaf in tree_flatten(result)[0] if isinstance(leaf, Tensor)]
+        outputs = [leaf for leaf in leaves if leaf.is_floating_point()]
+        if name in FIRST_RESULT_ONLY:
+            outputs = outputs[:1]
+        for leaf in leaves:
+            if not leaf.is_floating_point():
+                self.conditions[id(leaf)] = leaf
+        if not outputs:
+            return result
+        values = tuple(Value(output) for output in outputs)
+        extra = tuple(leaf for leaf in leaves if all(leaf is not output for output in outputs))
+        conditional = any(isinstance(leaf, Tensor) and id(leaf) in self.conditions for leaf in tree_flatten((args, kwargs))[0])
+        kind = Unknown if conditional and name not in ROUTED_BY_CONDITIONS else kind_of(name, args, len(inputs))
+        operation = kind(function, args, kwargs, tuple(inputs), values, self._module(), len(self.operations), extra)
+        for value in inputs:
+            value.consumers += 1
+        nonnegative = operation.keeps_sign()
+        for value in values:
+            value.producer, value.nonnegative = operation, nonnegative
+            self.values[id(value.data)] = value
+            self.sharing.setdefault(self._storage(value.data), []).append(value)
+        self.operations.append(operation)
+        return result
+
+    def _change(
+        self, function: Any, name: str, args: Any, kwargs: Any, marked_args: Any, marked_kwargs: Any, inputs: list[Value]
+    ) -> Tensor:
+        """An operation in place: computed out of place, so that what the tensor was stays known; then the tensor holds the result."""
+        target: Tensor = args[0]
+        if name == "as_strided":  # only another description of the same numbers in memory
+            if tuple(args[1]) != tuple(target.shape):
+                raise UserError(f"operation 'as_strided_' in {self._module()!r} changes a shape in place; write it out of place")
+            return function(*args, **kwargs)
+        before = self.find(target)
+        alone = self.sharing.get(self._storage(target), []) == ([] if before is None else [before])
+        if before is None and (target._is_view() or not alone):
+            raise UserError(
+                f"operation '{name}_' in {self._module()!r} writes what is explained into a part of a constant tensor; "
+                "relevance cannot follow it, so build the tensor with cat or stack"
+            )
+        overload = str(function).split(".")[2]
+        packet = getattr(aten, name, None)
+        if name == "copy" or packet is None or overload not in packet.overloads():
+            raise UserError(
+                f"operation '{name}_' in {self._module()!r} has no form out of place, so relevance cannot follow it; "
+                "build the tensor with cat, stack or where"
+            )
+        operator = getattr(packet, overload)
+        result = operator(*args, **kwargs)
+        if before is None:  # a constant that now becomes explained; what it was stays an argument
+            marked_args = (target.detach(), *marked_args[1:])
+        if before is not None:
+            old = target.detach()
+            before.data = old
+            for value in self.sharing.pop(self._storage(target)):
+                if value is not before:
+                    self.stale.add(id(value))
+            self.sharing[self._storage(old)] = [before]
+            del self.values[id(target)]
+        self._record(operator, name, marked_args, marked_kwargs, inputs, result)
+        value = self.values.pop(id(result))
+        target.set_(result)
+        value.data = target
+        self.values[id(target)] = value
+        return target
+
+
+def _base_name(function: Any) -> tuple[str, bool]:
+    """The name of torch's operation without the trailing underscore, and whether it works in place."""
+    name = str(function).split(".")[1]
+    return (name[:-1], True) if name.endswith("_") and not name.endswith("__") else (name, False)
+
+
+def _fold(operations: list[Operation], kept: set[int]) -> list[Operation]:
+    """Batch normalization joined to the linear operation that it alone reads; linear operations told which activation reads them."""
+    folded: dict[int, Operation] = {}
+    gone: set[int] = set()
+    for operation in operations:
+        if not isinstance(operation, BatchNorm):
+            continue
+        source = operation.inputs[0]
+        producer = source.producer
+        if isinstance(producer, (ConvolutionOperation, ProductWithConstant)) and source.consumers == 1 and id(source) not in kept:
+            new = Folded(producer, operation)
+            operation.output.producer = new
+            folded[id(operation)] = new
+            gone.add(id(producer))
+    result = [folded.get(id(operation), operation) for operation in operations if id(operation) not in gone]
+    for operation in result:
+        if operation.kind == "activation" and operation.inputs[0].consumers == 1:
+            producer = operation.inputs[0].producer
+            if isinstance(producer, Linear):
+                producer.rectified = operation.name
+    return result

@@ -1,0 +1,127 @@
+"""The walk back: the relevance of each output handed to the inputs, operation by operation, until the image is reached."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from explainode.relevance.operations import Affine, Operation, Value, refuse
+from explainode.relevance.samples import Samples
+from explainode.relevance.tape import Tape
+
+if TYPE_CHECKING:
+    from explainode.relevance.composite import Composite
+
+
+@dataclass(eq=False)
+class Walk:
+    """One way back along a tape.
+
+    Attributes:
+        tape: what is walked; reference: the same network on the baseline, operation for operation, where the rules compare the two.
+        samples: sums and scalars per image.
+        amounts: per name (B,): how much relevance was spread over the inputs of units that had no share to give, how much went to constants, ...
+        diagnostics: per name (B,): sums of what rules measured, and under the same name in `counts` how many units they stand for.
+        kept: relevance by value, of the values that were asked for.
+    """
+
+    tape: Tape
+    reference: Tape | None = None
+    samples: Samples = field(init=False)
+    amounts: dict[str, Tensor] = field(default_factory=dict)
+    kept: dict[int, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.samples = Samples(self.tape.batch)
+        self._partner: dict[int, Operation] = {}
+        if self.reference is not None:
+            mine, other = self.tape.operations, self.reference.operations
+            if [operation.name for operation in mine] != [operation.name for operation in other]:
+                raise ValueError("the tapes of image and baseline differ: the network branches on the image")
+            self._partner = {id(a): b for a, b in zip(mine, other, strict=True)}
+
+    def partner(self, operation: Operation) -> Operation:
+        """The same operation on the baseline."""
+        return self._partner[id(operation)]
+
+    def note(self, name: str, value: Value, amount: Tensor) -> None:
+        """Add the sum of |amount|, which has the shape of `value`, to a named total per image."""
+        total = self.samples.sum(value, amount.abs())
+        self.amounts[name] = self.amounts[name] + total if name in self.amounts else total
+
+    def back(self, seeds: Mapping[Value, Tensor], composite: Composite, keep: Collection[Value] = ()) -> Tensor:
+        """Relevance (B, C, H, W) of the image, given the relevance of some values; zeros where none arrives.
+
+        Args:
+            seeds: relevance to begin with, by value, in its shape.
+            composite: which rule where.
+            keep: values whose relevance is wanted too; see `kept`.
+
+        Raises:
+            UserError: if relevance reaches an operation outside of the table, or one that the composite has no rule for.
+        """
+        wanted = {id(value) for value in keep}
+        arrived: dict[int, Tensor] = {id(value): relevance for value, relevance in seeds.items()}
+        chosen = composite.assign(self.tape)
+        for operation in reversed(self.tape.operations):
+            relevance = tuple(arrived.pop(id(output), None) for output in operation.outputs)
+            for output, R in zip(operation.outputs, relevance, strict=True):
+                if R is not None and id(output) in wanted:
+                    self.kept[id(output)] = R
+            if all(R is None for R in relevance):
+                continue
+            if operation.kind == "unknown":
+                raise refuse(operation)
+            shares = chosen(operation).propagate(operation, relevance, self)
+            for value, share in zip(operation.inputs, shares, strict=True):
+                if share is not None:
+                    at = id(value)
+                    arrived[at] = arrived[at] + share if at in arrived else share
+        image = arrived.get(id(self.tape.input))
+        if id(self.tape.input) in wanted and image is not None:
+            self.kept[id(self.tape.input)] = image
+        return torch.zeros_like(self.tape.input.data) if image is None else image
+
+    def bounds(self, value: Value, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor] | None:
+        """What pixels of `low` and `high` become at a value that is an affine function of the image; None if it is none."""
+        path: list[Affine] = []
+        while value is not self.tape.input:
+            operation = value.producer
+            if not isinstance(operation, Affine):
+                return None
+            path.append(operation)
+            value = operation.inputs[0]
+        for operation in reversed(path):
+            ends = operation.call(low)[0], operation.call(high)[0]
+            low, high = torch.minimum(*ends), torch.maximum(*ends)
+        return low, high
+
+
+def one_hot(tape: Tape, target: Tensor) -> Tensor:
+    """(B, K): 1 at each image's class."""
+    return torch.zeros_like(tape.output.data).scatter_(1, target[:, None], 1.0)
+
+
+def seed(tape: Tape, target: Tensor, kind: str) -> Tensor:
+    """(B, K): the relevance of the logits that a walk begins with.
+
+    Args:
+        kind: `logit`: the logit of each image's class; `one`: 1; `contrastive`: the logit, and the same amount taken evenly from the other classes;
+            `softmax`: the gradient of the class's probability, p_t (1 - p_t) at the class and -p_t p_k at each other.
+
+    Source: Gu et al. 2018 (contrastive); Iwana et al. 2019, Eq. 6 (softmax).
+    """
+    chosen, logits = one_hot(tape, target), tape.output.data
+    if kind == "one":
+        return chosen
+    if kind == "softmax":
+        p = logits.softmax(1)
+        return p.gather(1, target[:, None]) * (chosen - p)
+    score = logits.gather(1, target[:, None])
+    if kind == "contrastive":
+        return score * (chosen - (1 - chosen) / max(1, logits.shape[1] - 1))
+    return score * chosen
