@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pytest
@@ -38,11 +39,21 @@ class Spy:
         with torch.no_grad():
             return self.model(self._noisy(x, rows, None))
 
-    def explain(self, x: Tensor, rows: Tensor | None = None, draw: int | None = None) -> Tensor:
+    def explain(
+        self,
+        x: Tensor,
+        rows: Tensor | None = None,
+        draw: int | None = None,
+        *,
+        model: nn.Module | None = None,
+        target: Tensor | None = None,
+    ) -> Tensor:
         self.explained += len(x)
         self.calls.append((len(x), draw))
         rows = torch.arange(len(x)) if rows is None else rows
-        return self.attribute(self.model, self._noisy(x, rows, draw), rows)
+        network = self.model if model is None else model
+        attribute = self.attribute if target is None else partial(class_gradient, target=target)
+        return attribute(network, self._noisy(x, rows, draw), rows)
 
 
 def gradient(model: nn.Module, x: Tensor, rows: Tensor) -> Tensor:
@@ -50,6 +61,13 @@ def gradient(model: nn.Module, x: Tensor, rows: Tensor) -> Tensor:
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         return torch.autograd.grad(model(x).amax(1).sum(), x)[0]
+
+
+def class_gradient(model: nn.Module, x: Tensor, rows: Tensor, target: Tensor) -> Tensor:
+    """Gradient of the logits of `target`, one class per image of the batch."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad(model(x).gather(1, target[rows][:, None]).sum(), x)[0]
 
 
 def make_record(

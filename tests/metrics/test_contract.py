@@ -17,10 +17,18 @@ from explainode.metrics.base import ExplanationMetric
 ENTRIES = sorted((Path(__file__).parents[2] / "conf" / "metric").glob("*.yaml"))
 
 
+def built(value):
+    """A nested `_target_` node as an object."""
+    if not isinstance(value, dict) or "_target_" not in value:
+        return value
+    module, name = value["_target_"].rsplit(".", 1)
+    return getattr(importlib.import_module(module), name)(**{key: built(inner) for key, inner in value.items() if key != "_target_"})
+
+
 def read(path: Path):
     body = yaml.safe_load(path.read_text())
     module, name = body.pop("_target_").rsplit(".", 1)
-    return getattr(importlib.import_module(module), name), body
+    return getattr(importlib.import_module(module), name), {key: built(value) for key, value in body.items()}
 
 
 @pytest.fixture(params=ENTRIES, ids=lambda path: path.stem)
@@ -72,7 +80,8 @@ def test_yaml_says_everything(entry):
 def test_default_presets_are_the_defaults(entry):
     cls, body = read(entry)
     if entry.stem == cls.kind:
-        assert body == {name: p.default for name, p in inspect.signature(cls).parameters.items()}
+        defaults = {name: p.default for name, p in inspect.signature(cls).parameters.items()}
+        assert body == {name: list(value) if isinstance(value, tuple) else value for name, value in defaults.items()}
 
 
 def test_datasheet(entry):
@@ -83,7 +92,7 @@ def test_datasheet(entry):
     assert len(set(cls.columns)) == len(cls.columns) and len(set(cls.results)) == len(cls.results)
     assert all(metric.direction(name) in (True, False, None) for name in cls.results)
     assert metric.protocol.startswith(cls.kind + "[") and len(metric.protocol_hash) == 8
-    json.dumps(metric.parameters_used)
+    json.dumps(metric.parameters_used, default=str)
 
 
 def test_hashes_tell_entries_apart():

@@ -11,7 +11,7 @@ from torch import nn
 from explainode.errors import UserError
 from explainode.metrics.change import ExpansionRatio, TotalAttributionChange
 from explainode.metrics.input_perturbation import Steps, perturbation, perturbed
-from explainode.metrics.sensitivity import MaxSensitivity
+from explainode.metrics.sensitivity import LocalLipschitz, MaxSensitivity, MeanSensitivity
 from explainode.randomness import input_keys, noise_scope, uniform_like
 
 
@@ -189,3 +189,38 @@ def test_bad_settings_are_told_in_a_sentence():
         MaxSensitivity(draws=0)
     with pytest.raises(UserError, match="radius must be positive"):
         ExpansionRatio(radius=0.0)
+
+
+def test_mean_and_lipschitz_share_the_pass_of_the_maximum(record, network, pictures):
+    """P + 1 explanations for all three; values from their definitions."""
+    explanation, spy = record(network(), pictures(4, 8))
+    table = {metric.kind: measured(metric, explanation).per_image() for metric in (MaxSensitivity(), MeanSensitivity(), LocalLipschitz())}
+    assert spy.explained == 40
+    norm = explanation.attribution.flatten(1).norm(dim=1)
+    moved, length = [], []
+    for draw in range(10):
+        x = perturbed(explanation, Steps(0.02, 10), draw)
+        moved.append((explanation.explain(x) - explanation.attribution).flatten(1).norm(dim=1))
+        length.append((x - explanation.x).flatten(1).norm(dim=1))
+    moved, length = torch.stack(moved), torch.stack(length)
+    for kind, name, expected in (
+        ("max_sensitivity", "", (moved / norm).amax(0)),
+        ("mean_sensitivity", "", (moved / norm).mean(0)),
+        ("local_lipschitz", "", (moved / length).amax(0)),
+        ("local_lipschitz", "relative", (moved / length).amax(0) / norm),
+    ):
+        np.testing.assert_allclose(list(table[kind][name].values()), expected.numpy(), rtol=1e-4)
+
+
+def test_lipschitz_of_a_scaled_isometry(record, pictures):
+    """A(x) = 5 x: every step is stretched by exactly 5."""
+
+    def stretched(model, x, rows):
+        return 5 * x
+
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
+    explanation, _ = record(linear, pictures(3, 8), attribute=stretched)
+    metric = measured(LocalLipschitz(radius=0.1), explanation)
+    np.testing.assert_allclose(list(metric.per_image()[""].values()), 5.0, rtol=1e-4)
+    with pytest.raises(UserError, match="radius must be positive"):
+        LocalLipschitz(radius=0)

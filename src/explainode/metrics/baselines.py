@@ -1,4 +1,4 @@
-"""What a pixel is replaced with when it is taken away: blur, flat colors, noise.
+"""What a pixel is replaced with when it is taken away: blur, flat colors, noise, or what its neighbors suggest.
 
 Every baseline maps pixels (B, C, H, W) in [0, 1] to pixels of the same shape and range, image by image.
 """
@@ -14,7 +14,9 @@ from explainode.attribution import Explanation
 from explainode.blur import blur, gaussian_kernel, separable_filter
 from explainode.errors import UserError, nearest
 from explainode.metrics.units import normalization
-from explainode.randomness import sample_keys, uniform_like
+from explainode.randomness import normal_like, sample_keys, uniform_like
+
+INPAINTING_NOISE = 0.01  # of ROAD
 
 
 def folded_kernel(size: int, sigma: float) -> Tensor:
@@ -72,6 +74,17 @@ def _noise(explanation: Explanation) -> Tensor:
     return uniform_like(explanation.x, keys)
 
 
+def _inpaint(explanation: Explanation) -> Tensor:
+    """Where everything is gone there is nothing to fill in from: the mean color and the noise. `perturbation` fills in smaller holes."""
+    return (_mean(explanation) + inpainting_noise(explanation)).clamp(0, 1)
+
+
+def inpainting_noise(explanation: Explanation) -> Tensor:
+    """(B, C, H, W) normal noise of ROAD, 0.01 in the network's units, keyed by seed and sample id: filled holes shall not show by smoothness."""
+    keys = sample_keys(explanation.sample_ids.to(explanation.x.device), explanation.seed, "inpainting noise")
+    return normal_like(explanation.x, keys) * INPAINTING_NOISE * normalization(explanation.model, explanation.x)[1]
+
+
 BASELINES: dict[str, Callable[[Explanation], Tensor]] = {
     "blur": _blur,
     "rise": _rise,
@@ -81,6 +94,7 @@ BASELINES: dict[str, Callable[[Explanation], Tensor]] = {
     "min": _min,
     "mean": _mean,
     "noise": _noise,
+    "inpaint": _inpaint,
 }
 
 

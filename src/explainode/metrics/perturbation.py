@@ -2,12 +2,15 @@
 
 Only the pixels that change are written, in place, for all images of the batch at once. The end points are shared: the output of x is
 part of the record, the output of the baseline is computed once for all explanations of a batch. So P points cost P - 2 forwards an image.
+A point that one metric has visited is there for all others of the same baseline and order: all of them together cost what one finest curve in
+each direction costs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -15,7 +18,8 @@ from torch import Tensor
 
 from explainode.attribution import Explanation, check_reduction, rank_pixels
 from explainode.errors import UserError
-from explainode.metrics.baselines import baseline_image, baseline_logits, check_baseline
+from explainode.metrics.baselines import baseline_image, baseline_logits, check_baseline, inpainting_noise
+from explainode.metrics.inpainting import inpaint
 
 ROWS = 64  # perturbed images per forward where the batch is smaller; several steps then travel together
 GRID = 101  # points of the grid that adaptive curves refine on
@@ -43,6 +47,8 @@ class Walk:
     def __post_init__(self) -> None:
         check_baseline(self.baseline)
         check_reduction(self.reduction)
+        if self.baseline == "inpaint" and self.points == "adaptive":
+            raise UserError("points must be a whole number with baseline=inpaint, got 'adaptive'; 101 is usual")
         if self.ties not in ("raster", "reverse"):
             raise UserError(f"ties must be 'raster' or 'reverse', got {self.ties!r}")
         if self.points != "adaptive" and not (isinstance(self.points, int) and self.points >= 2):
@@ -136,12 +142,15 @@ def walk_images(start: Tensor, end: Tensor, order: Tensor, counts: Sequence[int]
     return found.transpose(0, 1)
 
 
-def _ends(explanation: Explanation, walk: Walk, insert: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """start, end (B, C, H, W) and their logits (B, K)."""
-    near = explanation.x, explanation.logits.float()
-    far = baseline_image(explanation, walk.baseline), baseline_logits(explanation, walk.baseline).float()
-    (start, first), (end, last) = (far, near) if insert else (near, far)
-    return start, end, first, last
+def _ends(explanation: Explanation, walk: Walk, insert: bool) -> tuple[Tensor, Tensor]:
+    """start, end (B, C, H, W)."""
+    near, far = explanation.x, baseline_image(explanation, walk.baseline)
+    return (far, near) if insert else (near, far)
+
+
+def _end_logits(explanation: Explanation, walk: Walk, baseline: bool) -> Tensor:
+    """(B, K) logits of x, or of its baseline."""
+    return (baseline_logits(explanation, walk.baseline) if baseline else explanation.logits).float()
 
 
 def curve_logits(explanation: Explanation, walk: Walk, insert: bool = False) -> Tensor:
@@ -153,26 +162,73 @@ def curve_logits(explanation: Explanation, walk: Walk, insert: bool = False) -> 
 
 
 def _curve_logits(explanation: Explanation, walk: Walk, insert: bool) -> Tensor:
-    first, last = _ends(explanation, walk, insert)[2:]
-    counts = walk.counts(explanation.x[0, 0].numel())
-    inner = sorted({count for count in counts if 0 < count < counts[-1]})
+    return logits_at(explanation, walk, insert, walk.counts(explanation.x[0, 0].numel()))
+
+
+def logits_at(explanation: Explanation, walk: Walk, insert: bool, counts: Sequence[int]) -> Tensor:
+    """(B, len(counts), K) logits with `counts` pixels replaced (or, with `insert`, brought back), in any order. NaN where not `usable`.
+
+    Only counts that no metric asked for before are evaluated; `walk.points` does not matter here.
+    """
+    key = ("visited", walk.baseline, walk.reduction, walk.ties, insert)
+    visited: dict[int, Tensor] = explanation.memo(key, dict)  # (good, K) by count
     good, _ = order_of(explanation, walk)
-    logits = torch.full((len(explanation), len(counts), first.shape[1]), torch.nan, device=first.device)
-    if not len(good):
-        return logits
-    visited = [first[good, None], *([_walk(explanation, walk, insert, inner)] if inner else []), last[good, None]]
-    place = {count: k for k, count in enumerate([0, *inner, counts[-1]])}
-    logits[good] = torch.cat(visited, 1)[:, [place[count] for count in counts]]
+    pixels = explanation.x[0, 0].numel()
+    new = sorted({count for count in counts if count not in visited and 0 < count < pixels})
+    if len(good) and new:
+        visited.update(zip(new, _walk(explanation, walk, insert, new).unbind(1), strict=True))
+    ends = {count: _end_logits(explanation, walk, baseline) for count, baseline in ((0, insert), (pixels, not insert)) if count in counts}
+    logits = explanation.logits.new_full((len(explanation), len(counts), explanation.logits.shape[1]), torch.nan, dtype=torch.float32)
+    if len(good):
+        logits[good] = torch.stack([ends[count][good] if count in ends else visited[count] for count in counts], 1)
     return logits
+
+
+def percent_counts(percent: Sequence[float], pixels: int) -> list[int]:
+    """How many of `pixels` each percentage is, rounded as on the grid of 101 points, so that the points are the same ones."""
+    return [round(p * pixels / 100) for p in percent]
+
+
+def check_percent(percent: Sequence[float], low: float = 0, high: float = 100) -> list[float]:
+    """`percent` as a list, if it ascends and lies in [low, high].
+
+    Raises:
+        UserError: otherwise.
+    """
+    values = list(percent)
+    ascending = all(a < b for a, b in pairwise(values))
+    if not values or not ascending or not (low <= values[0] and values[-1] <= high):
+        raise UserError(f"percent must be a list of ascending numbers from {low:g} to {high:g}, got {percent!r}; [10, 50, 90] is one")
+    return values
 
 
 def _walk(explanation: Explanation, walk: Walk, insert: bool, counts: Sequence[int]) -> Tensor:
     """(good, len(counts), K) logits of the usable images with `counts` pixels replaced."""
     good, order = order_of(explanation, walk)
-    start, end, _, _ = _ends(explanation, walk, insert)
+    start, end = _ends(explanation, walk, insert)
     if len(good) < len(start):
         start, end = start[good], end[good]
+    if walk.baseline == "inpaint":
+        return _inpainting_walk(explanation, walk, insert, counts)
     return walk_images(start, end, order, counts, lambda x, rows: explanation.forward(x, rows=good[rows]))
+
+
+def _inpainting_walk(explanation: Explanation, walk: Walk, insert: bool, counts: Sequence[int]) -> Tensor:
+    """(good, len(counts), K) logits where the pixels that are away are filled in from those that are there."""
+    good, order = order_of(explanation, walk)
+    x, noise = explanation.x[good], inpainting_noise(explanation)[good]
+    place = torch.arange(order.shape[1], device=x.device).expand_as(order)
+    rank = torch.empty_like(order).scatter_(1, order, place).view(len(good), *x.shape[-2:])
+    copies = max(1, min(ROWS // len(good), len(counts)))
+    rows = torch.arange(len(good), device=x.device)
+    logits = []
+    for top in range(0, len(counts), copies):
+        group = counts[top : top + copies]
+        removed = torch.cat([(rank >= count) if insert else (rank < count) for count in group])
+        repeated, of = x.repeat(len(group), 1, 1, 1), good[rows].repeat(len(group))
+        filled = (inpaint(repeated, removed) + noise.repeat(len(group), 1, 1, 1) * removed[:, None]).clamp(0, 1)
+        logits.append(explanation.forward(filled, rows=of).float().view(len(group), len(good), -1))
+    return torch.cat(logits).transpose(0, 1)
 
 
 def target_score(logits: Tensor, target: Tensor, score: str) -> Tensor:
@@ -194,7 +250,8 @@ def _adaptive_scores(explanation: Explanation, walk: Walk, insert: bool, target:
     Measured on ResNet-20 and CIFAR-10 (12 curves of 96 images): no bias beyond 0.001, one image's area off by 0.03 (standard deviation),
     since those curves jump from point to point.
     """
-    start, end, first, last = _ends(explanation, walk, insert)
+    start, end = _ends(explanation, walk, insert)
+    first, last = (_end_logits(explanation, walk, baseline) for baseline in (insert, not insert))
     good, order = order_of(explanation, walk)
     alive, device = good.cpu().numpy(), start.device
     counts = walk.counts(order.shape[1] if len(good) else 0)

@@ -1,0 +1,122 @@
+"""Infidelity: does the attribution predict how the score moves when the input does?"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from explainode.attribution import Explanation, upsample
+from explainode.errors import UserError
+from explainode.metrics.base import ExplanationMetric
+from explainode.metrics.baselines import baseline_image, check_baseline
+from explainode.metrics.input_perturbation import ROWS
+from explainode.metrics.perturbation import target_score
+from explainode.metrics.points import check_score
+from explainode.randomness import normal_like, sample_keys, uniform
+
+KINDS = ("normal", "square", "baseline")
+STREAM = "infidelity"
+
+
+class Infidelity(ExplanationMetric):
+    """E_I[(beta I . A - (f(x) - f(x - I)))^2] over random I: lower is better.
+
+    Results: the headline with the beta per image that makes it smallest, E[(I . A) df] / E[(I . A)^2], so that it does not depend on the
+    scale of the map (beta 0 for a map that predicts nothing); `unscaled` with beta = 1, for attributions in units of the score;
+    `relative` is the headline divided by E[df^2], in [0, 1]: 1 is a map that predicts nothing.
+
+    Args:
+        perturbation: what I is. "normal": values of N(0, size^2) everywhere. "square": x minus the baseline in a square at a random place,
+            0 elsewhere. "baseline": x minus the baseline plus N(0, size^2), everywhere.
+        size: standard deviation, in pixel units; for "square" its side as a fraction of the image's shorter side.
+        draws: of I.
+        baseline: of "square" and "baseline", a name in `baselines.BASELINES`.
+        score, target: f, see `points.ScoreAtPoints`.
+
+    Shapes:
+        compute(): three scalars, >= 0. Costs `draws` forwards per image, once for all explainers of a batch.
+
+    Source: Yeh et al. 2019, Def. 2.1 and Sec. 3 (square removal, noisy baseline); beta as in the authors' code, captum's `normalize`.
+    We draw squares of one size at any place inside the image. A map of one channel counts for all channels of its pixel.
+    """
+
+    columns = ("", "unscaled", "relative")
+    higher_is_better = False
+    kind = "infidelity"
+
+    def __init__(
+        self,
+        perturbation: str = "square",
+        size: float = 0.25,
+        draws: int = 50,
+        baseline: str = "blur",
+        score: str = "logit",
+        target: str = "explained",
+    ) -> None:
+        self.perturbation, self.size, self.draws = perturbation, size, draws
+        self.baseline, self.score, self.target = check_baseline(baseline), score, target
+        check_score(score, target)
+        if perturbation not in KINDS:
+            raise UserError(f"perturbation must be one of {', '.join(KINDS)}, got {perturbation!r}")
+        if not size > 0 or (perturbation == "square" and size > 1):
+            raise UserError(f"size must be positive, and at most 1 for squares, got {size}; 0.25 is usual")
+        if draws < 2:
+            raise UserError(f"at least two draws are needed, got {draws}: one can always be predicted by its beta; 50 is usual")
+        super().__init__()
+
+    def step(self, explanation: Explanation, draw: int) -> Tensor:
+        """(B, C, H, W) I number `draw`, keyed by (seed, sample id, draw)."""
+        x = explanation.x
+        keys = sample_keys(explanation.sample_ids.to(x.device), explanation.seed, STREAM, draw)
+        if self.perturbation == "normal":
+            return self.size * normal_like(x, keys)
+        away = x - baseline_image(explanation, self.baseline)
+        if self.perturbation == "baseline":
+            return away + self.size * normal_like(x, keys)
+        height, width = x.shape[-2:]
+        side = max(1, round(self.size * min(height, width)))
+        free = torch.tensor([height - side + 1, width - side + 1], device=x.device)
+        top, left = (uniform(keys, 2) * free).long().unbind(1)
+        rows, columns = torch.arange(height, device=x.device), torch.arange(width, device=x.device)
+        inside = [(place >= start[:, None]) & (place < start[:, None] + side) for place, start in ((rows, top), (columns, left))]
+        return away * (inside[0][:, None, :, None] & inside[1][:, None, None, :])
+
+    def moves(self, explanation: Explanation) -> Tensor:
+        """(draws, B) f(x) - f(x - I)."""
+
+        def compute() -> Tensor:
+            batch = len(explanation)
+            group = max(1, ROWS // batch)
+            followed = explanation.logits.argmax(1) if self.target == "predicted" else explanation.target
+            clean = target_score(explanation.logits.float(), followed, self.score)
+            found = []
+            for first in range(0, self.draws, group):
+                draws = range(first, min(first + group, self.draws))
+                x = torch.cat([explanation.x - self.step(explanation, draw) for draw in draws])
+                rows = torch.arange(batch, device=x.device).repeat(len(draws))
+                logits = explanation.forward(x, rows=rows).float().unflatten(0, (len(draws), batch))
+                found.append(clean - target_score(logits.transpose(0, 1), followed, self.score).T)
+            return torch.cat(found)
+
+        settings = (self.perturbation, self.size, self.draws, self.baseline, self.score)
+        # other explainers of the batch may explain other targets only if the user chose other classes for each: those do not share a store
+        return explanation.memo(("infidelity", *settings, self.target, tuple(explanation.target.tolist())), compute, shared=True)
+
+    def predicted(self, explanation: Explanation) -> Tensor:
+        """(draws, B) I . A."""
+        A = explanation.attribution
+        if A.shape != explanation.x.shape:
+            A = upsample(A.sum(1), explanation.x.shape[-2:])[:, None]
+        return torch.stack([(self.step(explanation, draw) * A).flatten(1).sum(1) for draw in range(self.draws)])
+
+    def measure(self, explanation: Explanation) -> Tensor:
+        df, predicted = self.moves(explanation).double(), self.predicted(explanation).double()
+        square = predicted.square().mean(0)
+        beta = torch.where(square == 0, torch.zeros_like(square), (predicted * df).mean(0) / square)
+        scaled = (beta * predicted - df).square().mean(0)
+        power = df.square().mean(0)
+        return torch.stack((scaled, (predicted - df).square().mean(0), torch.where(power == 0, torch.nan, scaled / power)), 1)
+
+    def settings(self) -> tuple[str, ...]:
+        where = () if self.perturbation == "normal" else (self.baseline,)
+        return self.perturbation, f"{self.size:g}", f"n{self.draws}", *where, f"{self.score}({self.target})"
