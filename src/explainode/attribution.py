@@ -39,7 +39,8 @@ class Explanation:
         fixation_map: (B, H, W) float, >= 0, where people looked, or None; fixation_points: (B, H, W) bool, or None.
         seconds: wall time of the explanation of the batch.
         forward: `forward(x (R,C,H,W), rows=None)` -> (R, K) logits under the guard with the record's noise; `rows` (R,) says whose copy each row is.
-        explain: `explain(x (R,C,H,W), rows=None, draw=None)` -> attribution of the same targets; `draw` asks for another noise path.
+        explain: `explain(x (R,C,H,W), rows=None, draw=None, *, model=None, target=None)` -> attribution of the same targets; `draw` asks for
+            another noise path, `model` for another network, `target` (B,) for other classes.
         model: the explained network, for metrics that randomize a copy.
         diagnostics: further numbers (B,) of the method about each attribution, by name.
         shared: store common to all explanations of this model and batch (clean and baseline outputs).

@@ -97,9 +97,19 @@ class _Session:
         with guard(self.model) as network:
             return self._over_rows(lambda part, _: predict(network, part), x, rows, draw)
 
-    def explain(self, x: Tensor, rows: Tensor | None = None, draw: int | None = None) -> Tensor:
-        """Attributions of x (R, C, H, W) for the batch's targets; `draw` asks for another noise path."""
-        return self._over_rows(lambda part, row: self.explainer(self.model, part, self.target[row]), x, rows, draw)
+    def explain(
+        self,
+        x: Tensor,
+        rows: Tensor | None = None,
+        draw: int | None = None,
+        *,
+        model: nn.Module | None = None,
+        target: Tensor | None = None,
+    ) -> Tensor:
+        """Attributions of x (R, C, H, W) for the batch's targets; `draw` asks for another noise path, `model` for another network (a
+        randomized copy), `target` (B,) for other classes."""
+        network, classes = self.model if model is None else model, self.target if target is None else target
+        return self._over_rows(lambda part, row: self.explainer(network, part, classes[row]), x, rows, draw)
 
     def expected_sum(self, x: Tensor) -> Tensor | None:
         """(B,) what the attributions of x must add up to, or None where the method defines no sum."""
