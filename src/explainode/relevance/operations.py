@@ -86,6 +86,8 @@ class Operation:
     def call(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """The operation on other inputs -> its explained outputs."""
         args, kwargs = tree_map(lambda leaf: inputs[leaf.index] if isinstance(leaf, Slot) else leaf, (self.args, self.kwargs))
+        if self.name in ("view", "_unsafe_view"):  # the other inputs may lie otherwise in memory
+            return (args[0].reshape(args[1]),)
         result = self.function(*args, **kwargs)
         found = (result,) if isinstance(result, Tensor) else tuple(result)
         return found[: len(self.outputs)] if self.outputs else found
@@ -395,6 +397,10 @@ TABLE: dict[str, Callable[[Sequence[Any], int], Kind]] = {
 FIRST_RESULT_ONLY = {
     "native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "cudnn_batch_norm",
     "native_layer_norm", "native_group_norm", "max_pool2d_with_indices", "max_pool3d_with_indices", "max",
+}  # fmt: skip
+# these ask a tensor for its shape and type only
+SHAPE_ONLY = {
+    "new_zeros", "new_ones", "new_empty", "new_full", "new_empty_strided", "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like",
 }  # fmt: skip
 # conditions and positions that depend on the input may steer these: they say whose value is taken
 ROUTED_BY_CONDITIONS = {"where", "index", "index_select", "gather", "masked_fill"}

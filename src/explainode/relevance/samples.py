@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -56,35 +58,44 @@ class Samples:
 
     def leading(self, value: Value) -> bool:
         """Whether the batch is the slowest axis of the value's row-major order."""
-        known = self._leading.get(id(value))
-        if known is None:
-            known = self._leading[id(value)] = self._find_leading(value)
-        return known
+        for source in self._unknown(value, self._leading):
+            self._leading[id(source)] = self._find_leading(source)
+        return self._leading[id(value)]
+
+    @staticmethod
+    def _unknown(value: Value, known: dict[int, Any]) -> list[Value]:
+        """The values behind `value` that are not known yet, those that others need first; networks are deeper than Python's stack."""
+        order: dict[int, Value] = {}
+        stack = [value]
+        while stack:
+            last = stack[-1]
+            missing = [] if last.producer is None else [v for v in last.producer.inputs if id(v) not in known and id(v) not in order]
+            if missing:
+                stack += missing
+            else:
+                stack.pop()
+                if id(last) not in known:
+                    order[id(last)] = last
+        return list(order.values())
 
     def _find_leading(self, value: Value) -> bool:
         operation, shape = value.producer, value.data.shape
         if operation is None:
             return True
-        if not shape or shape[0] % self.batch:
+        if not shape or shape[0] % self.batch or (operation.kind == "rearrangement" and not _keeps_batch_first(operation)):
             return False
-        chain, result = [], True  # walk up without recursion: networks are deeper than Python's stack
-        if operation.kind == "rearrangement" and not _keeps_batch_first(operation):
-            return False
-        for source in operation.inputs:
-            chain.append(source)
-        for source in chain:
-            result = result and self.leading(source)
-        return result
+        return all(self._leading[id(source)] for source in operation.inputs)
 
     def _flat_ids(self, value: Value) -> Tensor:
         return self.ids(value).reshape(-1).to(torch.int64)
 
     def ids(self, value: Value) -> Tensor:
         """The image of every element, in the shape of `value` (a view of little memory where it can be)."""
-        found = self._ids.get(id(value))
-        if found is None:
-            found = self._ids[id(value)] = self._find_ids(value)
-        return found
+        if self.leading(value):
+            return self._find_ids(value)
+        for source in self._unknown(value, self._ids):
+            self._ids[id(source)] = self._find_ids(source)
+        return self._ids[id(value)]
 
     def _find_ids(self, value: Value) -> Tensor:
         shape = value.data.shape
@@ -93,7 +104,7 @@ class Samples:
             return ids.repeat_interleave(shape[0] // self.batch).view(-1, *[1] * (len(shape) - 1)).expand(shape)
         operation = value.producer
         assert operation is not None
-        given = [self.ids(source) for source in operation.inputs]
+        given = [self._ids[id(source)] for source in operation.inputs]
         if operation.kind in ("rearrangement", "max", "average"):
             outputs = operation.call(*given)
             return outputs[next(i for i, output in enumerate(operation.outputs) if output is value)]

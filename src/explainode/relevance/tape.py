@@ -17,6 +17,7 @@ from explainode.errors import UserError
 from explainode.relevance.operations import (
     FIRST_RESULT_ONLY,
     ROUTED_BY_CONDITIONS,
+    SHAPE_ONLY,
     BatchNorm,
     ConvolutionOperation,
     Folded,
@@ -137,7 +138,11 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         leaves, spec = tree_flatten((args, kwargs))
-        if self.constant or not any(isinstance(leaf, Tensor) and id(leaf) in self.values for leaf in leaves):
+        if (
+            self.constant
+            or _base_name(function)[0] in SHAPE_ONLY
+            or not any(isinstance(leaf, Tensor) and id(leaf) in self.values for leaf in leaves)
+        ):
             reads_condition = any(isinstance(leaf, Tensor) and id(leaf) in self.conditions for leaf in leaves)
             result = function(*args, **kwargs)
             if reads_condition and not self.constant:
