@@ -27,13 +27,17 @@ class Walk:
         amounts: per name (B,): how much relevance was spread over the inputs of units that had no share to give, how much went to constants, ...
         diagnostics: per name (B,): sums of what rules measured, and under the same name in `counts` how many units they stand for.
         kept: relevance by value, of the values that were asked for.
+        signals: per module, the parts of the inputs of its calls that rules found to carry the class, the last call first; None: not kept.
     """
 
     tape: Tape
     reference: Tape | None = None
     samples: Samples = field(init=False)
     amounts: dict[str, Tensor] = field(default_factory=dict)
+    diagnostics: dict[str, Tensor] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
     kept: dict[int, Tensor] = field(default_factory=dict)
+    signals: dict[str, list[Tensor]] | None = None
 
     def __post_init__(self) -> None:
         self.samples = Samples(self.tape.batch)
@@ -52,6 +56,15 @@ class Walk:
         """Add the sum of |amount|, which has the shape of `value`, to a named total per image."""
         total = self.samples.sum(value, amount.abs())
         self.amounts[name] = self.amounts[name] + total if name in self.amounts else total
+
+    def measure(self, name: str, number: Tensor) -> None:
+        """Add what a rule measured of one unit, one number per image (B,)."""
+        self.diagnostics[name] = self.diagnostics[name] + number if name in self.diagnostics else number
+        self.counts[name] = self.counts.get(name, 0) + 1
+
+    def means(self) -> dict[str, Tensor]:
+        """What rules measured, on average over the units, by name (B,)."""
+        return {name: total / self.counts[name] for name, total in self.diagnostics.items()}
 
     def back(self, seeds: Mapping[Value, Tensor], composite: Composite, keep: Collection[Value] = ()) -> Tensor:
         """Relevance (B, C, H, W) of the image, given the relevance of some values; zeros where none arrives.
