@@ -391,6 +391,30 @@ def test_hooks_inside_a_field_run_again_in_the_backward_pass(field, x0):
         assert (len(calls) > 8) is again and calls[8:] == [True] * (len(calls) - 8)
 
 
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_parameters_that_are_lent_to_the_field_get_their_gradient(field, x0, memory):
+    """torch.func.functional_call takes them back before the backward pass, which evaluates the field again."""
+    field.register_buffer("shift", torch.tensor(0.5, dtype=torch.float64))
+    field.register_forward_hook(lambda module, args, slope: slope * module.shift)
+    lent = {name: torch.randn_like(p).requires_grad_() for name, p in field.named_parameters()} | {"shift": torch.tensor(2.0).double()}
+    inputs = [x0, *(tensor for tensor in lent.values() if tensor.requires_grad)]
+
+    def gradients(**settings):
+        class Model(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.field = field
+
+            def forward(self, x):
+                return RungeKutta("rk4", steps=3, **settings)(self.field, x)
+
+        state = torch.func.functional_call(Model(), {f"field.{name}": tensor for name, tensor in lent.items()}, (x0,))
+        return grad(loss(state), inputs)
+
+    assert max(errors(gradients(memory=memory), gradients(gradient="backprop"))) < 1e-13
+    assert float(field.shift) == 0.5 and all(isinstance(p, nn.Parameter) for p in field.parameters())
+
+
 def test_torch_func_goes_through_backprop_and_is_told_so_elsewhere(field, x0):
     def total(x, gradient):
         return loss(RungeKutta("rk4", steps=2, gradient=gradient)(field, x))

@@ -1,5 +1,6 @@
 """Stochastic solvers against closed forms, against backprop through the same steps, and against torchsde on the same path."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -184,6 +185,27 @@ def test_second_derivatives_are_refused_or_had_by_backprop():
 
 
 # --- what held in the forward pass holds when it is computed again ---
+
+
+@pytest.mark.parametrize("solver", [EulerMaruyama(3), Milstein(3), TorchSDE(steps=64, gradient="adjoint")], ids=lambda s: type(s).__name__)
+def test_parameters_that_are_lent_to_the_fields_get_their_gradient(solver):
+    """torch.func.functional_call takes them back before the backward pass, which evaluates the fields again."""
+
+    class Model(nn.Module):
+        def __init__(self, solver):
+            super().__init__()
+            self.drift, self.noise, self.solver = network(1), LearnedDiffusion(4, 0.3).double(), solver
+
+        def forward(self, x):
+            return self.solver(self.drift, self.noise, x, keys(len(x)))
+
+    x0, lent = state().requires_grad_(), {name: p.detach().clone().requires_grad_() for name, p in Model(solver).named_parameters()}
+    exact = dataclasses.replace(solver, gradient="backprop")
+    found, expected = (
+        torch.autograd.grad(torch.func.functional_call(Model(way), lent, (x0,)).sin().sum(), [x0, *lent.values()])
+        for way in (solver, exact)
+    )
+    assert distance(found, expected) < (0.3 if isinstance(solver, TorchSDE) else 1e-13)  # torchsde's adjoint is approximate
 
 
 def test_torch_func_goes_through_backprop_and_is_told_so_elsewhere():

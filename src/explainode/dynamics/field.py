@@ -78,13 +78,15 @@ def check_modes(module: nn.Module) -> None:
 class Field:
     """A vector field f(t, x) on one state's shape, dtype and device, with what it is differentiated by.
 
-    It remembers where it was made (context variables with the noise scope, autocast), so that `replay` sees there what a call saw here.
+    It remembers where it was made (context variables with the noise scope, autocast) and of what (the module's own parameters and buffers, which
+    torch.func.functional_call exchanges for a while), so that `replay` sees there what a call saw here.
 
     Args:
         function: f(t, x): (), (B, *S) -> (B, *S).
         x: (B, *S), the state that the field is going to be called with.
         parameters: the tensors to differentiate by, besides x and t; None takes those of the module behind `function`.
         inspect: look at the graph of the first evaluation, and refuse to lose a gradient.
+        owner: the module behind `function`, or a method of it, where `function` does not show it.
 
     Attributes:
         parameters: those that require grad.
@@ -102,13 +104,20 @@ class Field:
         x: Tensor,
         parameters: Sequence[Tensor] | None = None,
         inspect: bool = False,
+        owner: Any = None,
     ) -> None:
-        self._module = module = module_of(function)
+        self._module = module = module_of(function if owner is None else owner)
         if module is not None:
             check_modes(module)
         if parameters is None:
             parameters = () if module is None else tuple(module.parameters())
         self.function = function
+        self._tensors = [
+            (store, name, tensor)
+            for part in (() if module is None else module.modules())
+            for store in (part._parameters, part._buffers)
+            for name, tensor in store.items()
+        ]
         self.parameters = tuple(p for p in parameters if p.requires_grad)
         self.evaluations = 0
         self.graph_states = math.inf
@@ -132,7 +141,8 @@ class Field:
 
     def replay(self, t: Time, x: Tensor) -> Tensor:
         """f(t, x) as it was there, wherever we are now."""
-        return self._context.copy().run(self._evaluate, t, x)
+        with self._as_made():
+            return self._context.copy().run(self._evaluate, t, x)
 
     def time(self, t: Time) -> Tensor:
         """t as the field gets it: 0-dim, in x's dtype (float32 at least), on its device."""
@@ -182,6 +192,18 @@ class Field:
             saved.pop(tensor.untyped_storage().data_ptr(), None)
         self.graph_states = max(1.0, sum(storage.nbytes() for storage in saved.values()) / max(1, x.nbytes))
         return slope.detach()
+
+    @contextmanager
+    def _as_made(self) -> Iterator[None]:
+        """The module with the tensors that it had when the field was made."""
+        exchanged = [(store, name, store[name], tensor) for store, name, tensor in self._tensors if store.get(name, tensor) is not tensor]
+        for store, name, _, tensor in exchanged:
+            store[name] = tensor
+        try:
+            yield
+        finally:
+            for store, name, now, _ in exchanged:
+                store[name] = now
 
     @contextmanager
     def _precision(self) -> Iterator[bool]:

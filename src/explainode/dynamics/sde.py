@@ -110,7 +110,7 @@ class StochasticSolver(ABC):
         march = _March(
             self,
             Field(drift, x0, learned, inspect=discrete),
-            Field(like_state(diffusion), x0, learned, inspect=discrete),
+            Field(like_state(diffusion), x0, learned, inspect=discrete, owner=diffusion),
             BrownianPath(key.to(x0.device), self.steps >> self.refinement, t0, t1),
             x0.detach(),
         )

@@ -75,7 +75,7 @@ class TorchSDE:
         learned = learned_parameters(drift, diffusion, parameters)
         adjoint = self.gradient == "adjoint" and torch.is_grad_enabled()
         # the adjoint differentiates by what it is told to, so that its fields are inspected for what it would lose
-        equation = _Flattened(Field(drift, x0, learned, adjoint), Field(like_state(diffusion), x0, learned, adjoint))
+        equation = _Flattened(Field(drift, x0, learned, adjoint), Field(like_state(diffusion), x0, learned, adjoint, diffusion))
         y0 = x0.reshape(len(x0), -1)
         times = torch.tensor([t0, t1], dtype=torch.float64)
         # torchsde adds up dt until it passes t1; a dt too short by rounding would cost it one more, tiny step
@@ -99,10 +99,16 @@ class _Flattened(nn.Module):
         self.drift, self.diffusion = drift, diffusion
 
     def f(self, t: Tensor, y: Tensor) -> Tensor:
-        return self.drift(t, y.reshape(self.drift.shape)).reshape(y.shape)
+        return _evaluate(self.drift, t, y)
 
     def g(self, t: Tensor, y: Tensor) -> Tensor:
-        return self.diffusion(t, y.reshape(self.drift.shape)).reshape(y.shape)
+        return _evaluate(self.diffusion, t, y)
+
+
+def _evaluate(field: Field, t: Tensor, y: Tensor) -> Tensor:
+    """The field at a flattened state; inside a backward pass as it was in the forward pass."""
+    replayed = torch._C._current_autograd_node() is not None
+    return (field.replay if replayed else field)(t, y.reshape(field.shape)).reshape(y.shape)
 
 
 class _Intervals(torchsde.BaseBrownian):
