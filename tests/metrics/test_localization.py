@@ -7,10 +7,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torchmetrics.functional.classification import binary_average_precision
 
 from explainode.errors import UserError
-from explainode.metrics.localization import SegmentationAgreement, agreement, average_precision
+from explainode.metrics.localization import SegmentationAgreement, agreement
 
 
 def chefer_counts(heat: np.ndarray, labels: np.ndarray):
@@ -67,7 +66,7 @@ def measured(record, network, pictures):
 def test_chefer_counts(measured, seed):
     """Acceptance check 2."""
     heat, labels = case(seed)
-    found = {name: value.item() for name, value in measured(heat, labels).compute().items()}
+    found = {name: value.item() for name, value in measured(heat, labels, degenerate="background").compute().items()}
     correct, labeled, intersection, union = chefer_counts(heat, labels)
     assert found["pixel_accuracy"] == pytest.approx(correct / labeled, abs=1e-6)
     assert found[""] == pytest.approx((intersection / union).mean(), abs=1e-6)
@@ -88,17 +87,8 @@ def test_map_is_average_precision_over_both_classes(measured):
         keep = y >= 0
         score, truth = np.concatenate((1 - h[keep], h[keep])), np.concatenate((y[keep] != 1, y[keep] == 1))
         expected.append(step_precision(score, truth))
-    found = measured(heat, labels).per_image()["map"]
+    found = measured(heat, labels, degenerate="background").per_image()["map"]
     np.testing.assert_allclose([found[i] for i in range(len(heat))], expected, atol=1e-6)
-
-
-def test_average_precision_equals_torchmetrics():
-    generator = torch.Generator().manual_seed(0)
-    score = torch.rand(8, 200, generator=generator).round(decimals=2)
-    truth = torch.rand(8, 200, generator=generator) < 0.3
-    found = average_precision(score, truth, torch.ones_like(truth))
-    for b in range(8):
-        assert found[b].item() == pytest.approx(binary_average_precision(score[b], truth[b].int()).item(), abs=1e-6)
 
 
 @given(st.lists(st.integers(0, 1000), min_size=4, max_size=4).filter(lambda c: c[0] + c[2] > 0 and c[1] + c[3] > 0))
@@ -136,7 +126,8 @@ def test_broken_maps_are_excluded_and_small_maps_upsampled(measured):
     heat, labels = case(4)
     heat[5, 0, 0] = np.nan
     metric = measured(heat, labels)
-    assert metric.summary(resamples=10)[0].excluded == 1 and 5 not in metric.per_image()["miou_per_image"]
+    assert metric.summary(resamples=10)[0].excluded == 2  # the map of image 4 is constant
+    assert not {4, 5} & set(metric.per_image()["miou_per_image"])
     coarse = torch.tensor([[[1.0, 0.0], [0.0, 0.0]]])
     fine = torch.nn.functional.interpolate(coarse[None], size=(8, 8), mode="bilinear", align_corners=False)[0]
     assert measured(coarse, (fine > fine.mean()).long()).compute()["foreground_iou"] == 1
@@ -147,7 +138,7 @@ def test_interval_of_a_dataset_level_number(measured):
     heat, labels = case(5)
     metric = measured(heat, labels)
     found = metric.summary(resamples=2000)[0]
-    counts = np.stack(list(metric.table().values()))[:, :4]
+    counts = np.stack([row[:4] for row in metric.table().values() if not np.isnan(row[0])])
     generator = np.random.default_rng(0)
     loop = [agreement(counts[generator.integers(0, len(counts), len(counts))].sum(0))[0] for _ in range(2000)]
     assert (found.low, found.high) == pytest.approx(np.quantile(loop, (0.025, 0.975)), abs=0.01)
@@ -165,10 +156,18 @@ def test_bad_input_is_told_in_a_sentence(record, network, pictures, measured):
         SegmentationAgreement(reduction="l1")
 
 
-def test_image_without_object_counts_for_the_background(measured):
-    heat, labels = case(6, n=3)
+def test_what_cannot_be_scored_is_excluded_and_counted(measured):
+    """A constant map and an image without an object say nothing; the reference code counts both for the background."""
+    heat, labels = case(6, n=4)  # the map of image 6 % 4 = 2 is constant
     labels[1] = 0
     metric = measured(heat, labels)
-    assert sorted(metric.per_image()["miou_per_image"]) == [0, 2]  # no foreground, no IoU of it
+    assert sorted(metric.per_image()["miou_per_image"]) == [0, 3]
+    assert [(r.n, r.excluded) for r in metric.summary(resamples=10)] == [(2, 2)] * 7 + [(4, 0)]
+    assert metric.compute()["constant"].item() == 1 / 4
+    kept = chefer_counts(heat[[0, 3]], labels[[0, 3]])
+    assert metric.compute()["pixel_accuracy"].item() == pytest.approx(kept[0] / kept[1], abs=1e-6)
+
+    metric = measured(heat, labels, degenerate="background")
+    assert sorted(metric.per_image()["miou_per_image"]) == [0, 2, 3]  # no foreground, no IoU of it
     correct, labeled, *_ = chefer_counts(heat, labels)
     assert metric.compute()["pixel_accuracy"].item() == pytest.approx(correct / labeled, abs=1e-6)

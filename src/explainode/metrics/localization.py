@@ -1,4 +1,4 @@
-"""Do the relevant pixels lie on the object? Agreement with segmentation masks."""
+"""Do the relevant pixels lie on the object? What all metrics of localization share, and agreement with segmentation masks."""
 
 from __future__ import annotations
 
@@ -7,31 +7,130 @@ import torch
 from torch import Tensor
 
 from explainode.attribution import Explanation, check_reduction, normalize
-from explainode.errors import UserError
+from explainode.errors import UserError, nearest
 from explainode.metrics.base import ExplanationMetric
+from explainode.metrics.cuts import check_cut, foreground
+from explainode.metrics.ranking import Ranking
+
+TRUTHS = ("mask", "boxes")
+DEGENERATE = ("exclude", "background")
+
+
+def fill_boxes(boxes: list[Tensor], size: tuple[int, int] | torch.Size) -> Tensor:
+    """One (n, 4) tensor of x0, y0, x1, y1 per image -> (B, H, W) int64, 1 where the center of a pixel lies in a box: x0 <= x + 1/2 < x1."""
+    mask = torch.zeros(len(boxes), *size, dtype=torch.int64, device=boxes[0].device if boxes else None)
+    y, x = (torch.arange(pixels, device=mask.device) + 0.5 for pixels in size)
+    for row, box in zip(mask, boxes, strict=True):
+        x0, y0, x1, y1 = box[:, :, None].unbind(1)
+        inside_y, inside_x = (y0 <= y) & (y < y1), (x0 <= x) & (x < x1)  # (n, H), (n, W)
+        row |= (inside_y[:, :, None] & inside_x[:, None, :]).any(0).long()
+    return mask
+
+
+def bounding_boxes(mask: Tensor) -> Tensor:
+    """(B, H, W) bool -> (B, 4) float x0, y0, x1, y1 around all that is true (the last row and column included); NaN where nothing is."""
+    sides = []
+    for dim in (1, 2):  # columns, then rows
+        any_ = mask.any(dim)
+        count = any_.shape[1]
+        place = torch.arange(count, device=mask.device)
+        first = torch.where(any_, place, count).amin(1)
+        last = torch.where(any_, place, -1).amax(1) + 1
+        sides.append((first, last))
+    (x0, x1), (y0, y1) = sides
+    box = torch.stack((x0, y0, x1, y1), 1).float()
+    return torch.where((x1 > x0)[:, None], box, torch.nan)
+
+
+def object_mask(explanation: Explanation, truth: str) -> Tensor:
+    """(B, H, W) int64, 1 object, 0 background, -1 ignored: the record's mask, or its boxes filled.
+
+    Raises:
+        UserError: if the masks have another size than the images.
+    """
+    size = explanation.x.shape[2:]
+    if truth == "boxes":
+        assert explanation.boxes is not None
+        return explanation.memo("filled boxes", lambda: fill_boxes(explanation.boxes, size), shared=True)  # type: ignore[arg-type]
+    mask = explanation.mask
+    assert mask is not None
+    if mask.shape[1:] != size:
+        raise UserError(f"masks must have the size of the images, {tuple(size)}, got {tuple(mask.shape[1:])}; resize them together")
+    return mask
+
+
+def object_boxes(explanation: Explanation, truth: str) -> list[Tensor]:
+    """One (n, 4) tensor per image: the record's boxes, or the box around the mask's object; n = 0 without an object."""
+    if truth == "boxes":
+        assert explanation.boxes is not None
+        return explanation.boxes
+    around = bounding_boxes(object_mask(explanation, truth) == 1)
+    return [box[None] if torch.isfinite(box).all() else box[None][:0] for box in around]
+
+
+class LocalizationMetric(ExplanationMetric):
+    """Skeleton of metrics that hold a map against the place of the object: higher is better.
+
+    The map is upsampled bilinearly to the pixels of x. Excluded and counted, never a hit: maps that are constant or not finite, and images
+    that show no object.
+
+    Args:
+        truth: "mask", the record's segmentation mask (pixels of -1 are left out), or "boxes", the union of its boxes.
+        reduction: of the channels, see `attribution.reduce_channels`.
+
+    Raises:
+        UserError: for an unknown truth or reduction; on update if the record lacks the truth, or has masks of another size than x.
+    """
+
+    higher_is_better = True
+    needs = frozenset({"mask"})
+
+    def __init__(self, truth: str = "mask", reduction: str = "sum") -> None:
+        if truth not in TRUTHS:
+            raise UserError(f"truth must be mask or boxes, got {truth!r}; the nearest are {nearest(truth, TRUTHS)}")
+        self.truth = truth
+        self.reduction = check_reduction(reduction)
+        self.needs = frozenset({truth})
+        super().__init__()
+
+    def score(self, heat: Tensor, mask: Tensor, explanation: Explanation) -> Tensor:
+        """Finite maps (B, H, W) against object masks (B, H, W) -> (B, len(columns)); rows without meaning are excluded afterwards."""
+        raise NotImplementedError
+
+    def measure(self, explanation: Explanation) -> Tensor:
+        heat, usable = explanation.memo(("usable heatmap", self.reduction), lambda: usable_heatmap(explanation, self.reduction))
+        mask = object_mask(explanation, self.truth)
+        present = (mask == 1).flatten(1).any(1)
+        return torch.where((usable & present)[:, None], self.score(heat, mask, explanation), torch.nan)
+
+    def settings(self) -> tuple[str, ...]:
+        return self.truth, self.reduction
+
+
+def usable_heatmap(explanation: Explanation, reduction: str) -> tuple[Tensor, Tensor]:
+    """The heatmap (B, H, W), 0 where it is not finite, and which maps say anything (B,): all values finite and not all the same."""
+    raw = explanation.heatmap(reduction)
+    finite = torch.isfinite(raw).flatten(1).all(1)
+    heat = torch.where(finite[:, None, None], raw, 0.0)
+    return heat, heat.amax((1, 2)) > heat.amin((1, 2))
+
+
+def ranking_of(explanation: Explanation, truth: str, reduction: str) -> Ranking:
+    """The pixels ranked by the map, object against background: sorted once for all metrics that read it."""
+
+    def rank() -> Ranking:
+        heat, _ = explanation.memo(("usable heatmap", reduction), lambda: usable_heatmap(explanation, reduction))
+        mask = object_mask(explanation, truth).flatten(1)
+        return Ranking.of(heat.flatten(1), mask == 1, mask >= 0)
+
+    return explanation.memo(("ranking", truth, reduction), rank)
 
 
 def confusion(foreground: Tensor, mask: Tensor) -> Tensor:
     """Predicted foreground (B, H, W) bool against mask (B, H, W) of 1, 0 and -1 (ignored) -> (B, 4) pixels: tp, fp, fn, tn."""
     object_, rest = mask == 1, mask == 0
-    parts = (foreground & object_, foreground & rest, ~foreground & object_, ~foreground & rest)
-    return torch.stack([part.flatten(1).sum(1) for part in parts], dim=1).double()
-
-
-def average_precision(score: Tensor, truth: Tensor, counted: Tensor) -> Tensor:
-    """(B, N) scores, truths and which entries count (bool) -> (B,) area under the precision-recall steps; NaN without a positive.
-
-    Equal scores form one threshold, as in scikit-learn's `average_precision_score`.
-    """
-    score, order = torch.sort(score.masked_fill(~counted, -torch.inf), dim=1, descending=True, stable=True)
-    counted = counted.gather(1, order)
-    positive = (truth.gather(1, order) & counted).double().cumsum(1)
-    seen = counted.double().cumsum(1)
-    last = torch.ones_like(counted)  # the last entry of each group of equal scores
-    last[:, :-1] = score[:, :-1] != score[:, 1:]
-    reached = torch.where(last, positive, 0.0).cummax(1).values
-    gained = reached.diff(dim=1, prepend=torch.zeros_like(reached[:, :1]))
-    return torch.where(last, gained * positive / seen.clamp(min=1), 0.0).sum(1) / positive[:, -1]
+    tp, fp = ((foreground & side).flatten(1).sum(1) for side in (object_, rest))
+    return torch.stack((tp, fp, object_.flatten(1).sum(1) - tp, rest.flatten(1).sum(1) - fp), dim=1).double()
 
 
 def agreement(counts: np.ndarray) -> np.ndarray:
@@ -47,62 +146,76 @@ def agreement(counts: np.ndarray) -> np.ndarray:
     )
 
 
-class SegmentationAgreement(ExplanationMetric):
-    """Agreement of the map, cut at its own mean, with the object's mask: higher is better.
+class SegmentationAgreement(LocalizationMetric):
+    """Agreement of the map, cut into foreground and background, with the object's mask: higher is better.
 
-    The map is upsampled bilinearly, scaled to [0, 1] per image and cut at `> mean`. Counts of tp, fp, fn and tn are summed over the whole
-    data (dataset level), ignored pixels (-1) left out. A constant map marks nothing (all background) and is flagged in `constant`; maps
-    that are not finite are excluded.
+    The map is upsampled bilinearly, scaled to [0, 1] per image and cut. Counts of tp, fp, fn and tn are summed over the whole data (dataset
+    level), ignored pixels (-1) left out. The published protocol rewards contrast: squaring a map moves its mean and so the cut, not the
+    ranking. Read it beside `PixelAUROC` and `BestAreaMIoU`.
 
     Results: the headline is the mean IoU of object and background; `pixel_accuracy` (micro), `macro_pixel_accuracy` (mean recall of
     both classes), `foreground_recall`, `foreground_iou`, all at dataset level; `miou_per_image` (the mean over images that show an
     object, the one to test in pairs); `map` (average precision of each image over both classes); `constant`, the share of constant maps.
 
     Args:
-        reduction: of the channels, see `attribution.reduce_channels`.
+        truth, reduction: see `LocalizationMetric`.
+        cut: where the map is cut, see `cuts.foreground`.
+        degenerate: "exclude" leaves out constant maps and images without an object; "background" counts them at dataset level as the
+            reference code does, a constant map as all background. Maps that are not finite are excluded in any case.
 
     Shapes:
-        explanation.mask: (B, H, W), 1 object, 0 background, -1 ignored, at the size of x.
         compute(): eight scalars in [0, 1].
 
     Raises:
-        UserError: if the record has no masks, or masks of another size than x.
+        UserError: for unknown settings; on update if the record has no masks, or masks of another size than x.
 
     Source: Chefer et al. 2021 (protocol); paper 002, Table 1. We report macro accuracy and foreground recall separately, since the
-    paper's "mPA" lies below its mIoU in places, which no pixel accuracy can.
+    paper's "mPA" lies below its mIoU in places, which no pixel accuracy can. We read the paper's "below the mean set to zero" as a cut that
+    keeps the mean itself.
     """
 
     columns = ("tp", "fp", "fn", "tn", "miou_per_image", "map", "constant")
     results = ("", "pixel_accuracy", "macro_pixel_accuracy", "foreground_recall", "foreground_iou", "miou_per_image", "map", "constant")
-    higher_is_better = dict.fromkeys(results, True) | {"constant": None}
-    needs = frozenset({"mask"})
+    higher_is_better = dict.fromkeys(results, True) | {"constant": None}  # type: ignore[assignment]
     kind = "segmentation_agreement"
+    version = 2  # constant maps and images without an object are excluded unless asked for
 
-    def __init__(self, reduction: str = "sum") -> None:
-        self.reduction = check_reduction(reduction)
-        super().__init__()
+    def __init__(self, truth: str = "mask", reduction: str = "sum", cut: str = ">mean", degenerate: str = "exclude") -> None:
+        self.cut = check_cut(cut)
+        if degenerate not in DEGENERATE:
+            raise UserError(
+                f"degenerate must be exclude or background, got {degenerate!r}; the nearest are {nearest(degenerate, DEGENERATE)}"
+            )
+        self.degenerate = degenerate
+        super().__init__(truth, reduction)
 
     def measure(self, explanation: Explanation) -> Tensor:
-        mask = explanation.mask
-        if mask is None or mask.shape[1:] != explanation.x.shape[2:]:
-            shape = None if mask is None else tuple(mask.shape[1:])
-            raise UserError(f"masks must have the size of the images, {tuple(explanation.x.shape[2:])}, got {shape}; resize them together")
-        raw = explanation.heatmap(self.reduction)
-        finite = torch.isfinite(raw).flatten(1).all(1)
-        heat = normalize(torch.where(finite[:, None, None], raw, 0.0))
-        counts = confusion(heat > heat.mean((1, 2), keepdim=True), mask)
+        heat, usable = explanation.memo(("usable heatmap", self.reduction), lambda: usable_heatmap(explanation, self.reduction))
+        finite = torch.isfinite(explanation.heatmap(self.reduction)).flatten(1).all(1)
+        mask = object_mask(explanation, self.truth)
+        present = (mask == 1).flatten(1).any(1)
+        # a constant map marks nothing
+        counts = confusion(foreground(heat, self.cut) & usable[:, None, None], mask)
         per_image = torch.from_numpy(agreement(counts.cpu().numpy()))[:, 0].to(counts.device)
-        per_image = torch.where((mask == 1).flatten(1).any(1), per_image, torch.nan)
-        flat = heat.flatten(1)
-        counted = (mask >= 0).flatten(1)
-        object_ = (mask == 1).flatten(1)
-        both = average_precision(torch.cat((1 - flat, flat), 1), torch.cat((~object_, object_), 1), torch.cat((counted, counted), 1))
-        constant = (heat.amax((1, 2)) == 0).double()
-        numbers = torch.cat((counts, torch.stack((per_image, both, constant), 1)), dim=1)
-        return torch.where(finite[:, None], numbers, torch.nan)
+        numbers = torch.stack((per_image, _both_classes_precision(normalize(heat), mask)), 1)
+        scored = usable & present
+        if self.degenerate == "exclude":
+            counts = torch.where(scored[:, None], counts, torch.nan)
+            numbers = torch.where(scored[:, None], numbers, torch.nan)
+        else:
+            numbers[:, 0] = torch.where(present, numbers[:, 0], torch.nan)
+        table = torch.cat((counts, numbers, (~usable).double()[:, None]), dim=1)
+        return torch.where(finite[:, None], table, torch.nan)
 
     def combine(self, means: np.ndarray) -> np.ndarray:
         return np.concatenate((agreement(means[..., :4]), means[..., 4:]), axis=-1)
 
     def settings(self) -> tuple[str, ...]:
-        return self.reduction, ">mean", "bilinear"
+        return self.truth, self.reduction, self.cut, "bilinear", self.degenerate
+
+
+def _both_classes_precision(heat: Tensor, mask: Tensor) -> Tensor:
+    """(B, H, W) in [0, 1] -> (B,) average precision over the pairs (1 - heat, background) and (heat, object) of all pixels together."""
+    flat, object_, counted = heat.flatten(1), (mask == 1).flatten(1), (mask >= 0).flatten(1)
+    scores, truths = torch.cat((1 - flat, flat), 1), torch.cat((~object_, object_), 1)
+    return Ranking.of(scores, truths, torch.cat((counted, counted), 1)).average_precision()
