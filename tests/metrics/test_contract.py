@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from explainode.metrics.base import ExplanationMetric
+from explainode.metrics.base import WHAT_IS_NEEDED, ExplanationMetric
 
 ENTRIES = sorted((Path(__file__).parents[2] / "conf" / "metric").glob("*.yaml"))
 
@@ -55,6 +55,8 @@ def explanations(record, network, pictures):
                 mask=mask[rows],
                 label=torch.zeros(high - low, dtype=torch.int64),
                 boxes=[torch.tensor([[8.0, 4.0, 20.0, 14.0]])] * (high - low),
+                fixation_map=mask[rows].float(),
+                fixation_points=mask[rows].bool(),
                 completeness_error=torch.full((high - low,), 0.1),
                 diagnostics={"kappa": torch.full((high - low,), 0.1)},
             )
@@ -88,7 +90,7 @@ def test_datasheet(entry):
     cls, body = read(entry)
     metric = cls(**body)
     assert isinstance(metric, ExplanationMetric) and cls.__doc__ and cls.kind
-    assert cls.needs <= {"mask", "boxes", "label"} and cls.full_state_update is False
+    assert metric.needs <= set(WHAT_IS_NEEDED) and cls.full_state_update is False
     assert len(set(cls.columns)) == len(cls.columns) and len(set(cls.results)) == len(cls.results)
     assert all(metric.direction(name) in (True, False, None) for name in cls.results)
     assert metric.protocol.startswith(cls.kind + "[") and len(metric.protocol_hash) == 8
