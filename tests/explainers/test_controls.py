@@ -3,9 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from explainode.attribution import reduce_channels, upsample
 from explainode.errors import UserError
 from explainode.explainers.base import count_passes
-from explainode.explainers.controls import CentrePrior, EdgeMap, InvertedMap, RandomMap
+from explainode.explainers.cam import GradCAM
+from explainode.explainers.controls import CentrePrior, EdgeMap, InvertedMap, RandomMap, SquaredMap
 from explainode.explainers.gradient import IntegratedGradients, Saliency
 from explainode.randomness import noise_scope
 
@@ -56,3 +58,28 @@ def test_the_inverted_map_is_minus_the_map_and_its_sum(net, x, target):
     inner = IntegratedGradients(3)
     assert torch.equal(InvertedMap(inner).expected_sum(net, x, target), -inner.expected_sum(net, x, target))
     assert InvertedMap(RandomMap()).stochastic and not InvertedMap(RandomMap()).class_specific
+
+
+@pytest.mark.parametrize("inner", [IntegratedGradients(3), GradCAM(relu=False), CentrePrior()])
+def test_the_squared_map_ranks_pixels_alike(net, x, target, inner):
+    heat = upsample(reduce_channels(inner(net, x, target)), x.shape[-2:]).flatten(1)
+    squared = SquaredMap(inner)(net, x, target)
+    assert squared.shape == (4, 1, 12, 12)
+    squared = squared.flatten(1)
+    order = heat.argsort(1)
+    assert (squared.gather(1, order).diff(dim=1) >= 0).all()
+    assert torch.equal(squared.gather(1, order).diff(dim=1) == 0, heat.gather(1, order).diff(dim=1) == 0)  # as many ties as before
+    torch.testing.assert_close(squared / squared.abs().amax(1, keepdim=True), heat.sign() * (heat / heat.abs().amax(1, keepdim=True)) ** 2)
+
+
+def test_the_squared_map_keeps_tiny_values_and_facts(net, x, target):
+    class Tiny(CentrePrior):
+        def attribute(self, model, x, target):
+            return 1e-30 * super().attribute(model, x, target)
+
+    assert SquaredMap(Tiny())(net, x, target).amin() > 0
+    assert SquaredMap(RandomMap()).stochastic and not SquaredMap(RandomMap()).class_specific
+    assert SquaredMap(Saliency()).expected_sum(net, x, target) is None
+    for options in ({"power": 0}, {"reduction": "l1"}):
+        with pytest.raises(UserError):
+            SquaredMap(Saliency(), **options)

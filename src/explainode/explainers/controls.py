@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from explainode.attribution import check_reduction, reduce_channels, upsample
 from explainode.errors import UserError
 from explainode.explainers.base import Explainer
 from explainode.randomness import input_keys, normal_like
@@ -93,3 +94,46 @@ class InvertedMap(Explainer):
     def expected_sum(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor | None:
         expected = self.explainer.expected_sum(model, x, target)
         return None if expected is None else -expected
+
+
+@dataclass(frozen=True)
+class SquaredMap(Explainer):
+    """Another explainer's map h as sign(h) |h|^power, (B, 1, H, W): the same ranking of the pixels with more contrast.
+
+    What the network is said to look at is the same; a number that grows by this measures contrast, not localization. The channels are
+    reduced and the map brought to the pixels of x before, since both would change the ranking after.
+
+    Args:
+        explainer: the method whose map is sharpened.
+        power: above 1 for more contrast, below 1 for less.
+        reduction: of the channels, see `attribution.reduce_channels`.
+
+    Raises:
+        UserError: if the power is not positive, or no such reduction exists.
+
+    Source: ours; squaring the z+ map gains more under paper 002's protocol than any change of method. We scale each map by a power of two
+    near its maximum, which is exact, so that small values do not vanish.
+    """
+
+    explainer: Explainer
+    power: float = 2.0
+    reduction: str = "sum"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.power < float("inf"):
+            raise UserError(f"power must be a positive number, got {self.power}; 2 squares the map")
+        check_reduction(self.reduction)
+
+    @property
+    def stochastic(self) -> bool:  # type: ignore[override]
+        return self.explainer.stochastic
+
+    @property
+    def class_specific(self) -> bool:  # type: ignore[override]
+        return self.explainer.class_specific
+
+    def attribute(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
+        heat = upsample(reduce_channels(self.explainer.attribute(model, x, target), self.reduction), x.shape[-2:])
+        exponent = torch.frexp(heat.abs().amax((1, 2), keepdim=True)).exponent.clamp(min=-126)
+        heat = torch.ldexp(heat, -exponent)  # the largest value now lies in [1/2, 1)
+        return (heat.sign() * heat.abs().pow(self.power))[:, None]
