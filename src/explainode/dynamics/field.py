@@ -112,7 +112,7 @@ class Field:
         if parameters is None:
             parameters = () if module is None else tuple(module.parameters())
         self.function = function
-        self._tensors = [
+        self._tensors: list[tuple[dict[str, Any], str, Tensor | None]] = [
             (store, name, tensor)
             for part in (() if module is None else module.modules())
             for store in (part._parameters, part._buffers)
