@@ -202,9 +202,9 @@ def bound(teacher: nn.Module, surrogate: NeuralODE, x: Tensor, iterations: int =
     p, k = torch.stack(speeds, 1).amax(1), torch.stack(slopes, 1).amax(1)
     q = torch.stack(changes, 1).amax(1) if changes else torch.zeros_like(p)
     T = N = len(ends)
-    growth = torch.expm1(k.double() * T)  # exp(k T) - 1; beyond the range of float32
-    divided = torch.where(k > 0, growth / k, T)  # (exp(k T) - 1) / k, and its limit
-    a_priori = tail[:, -1].double() * (q * divided + p * growth) * T / N  # Eq. (9)
+    slope = k.double()  # exp(k T) is beyond the range of float32
+    distance = torch.where(slope > 0, (q / slope + p) * T / N * torch.expm1(slope * T), q * T * T / N)  # Eq. (9), and its limit
+    a_priori = tail[:, -1].double() * distance
     return Bound(observed, d, tail, product, (d * tail).sum(1), (d * product).sum(1), a_priori, p, q, k)
 
 
