@@ -1,0 +1,180 @@
+"""Maps under attack and attacks guided by maps: identities, floors and ceilings on small networks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from explainode.attacks.base import Attack, AttackResult
+from explainode.attacks.deepfool import DeepFool
+from explainode.attacks.gradient import FGSM, PGD, GuidedPGD
+from explainode.errors import UserError
+from explainode.metrics.robustness import HeatmapGuidedPGD, MapUnderAttack, attacked
+
+
+def measured(metric, explanation):
+    metric.setup(len(explanation))
+    metric.update(explanation)
+    return metric
+
+
+def as_dict(metric):
+    return {result.name: result.value for result in metric.summary(resamples=20)}
+
+
+def noticing(seen):
+    """FGSM that writes down how many images it was given."""
+
+    class Noticing(FGSM):
+        def __call__(self, model, x, target, allowed=None) -> AttackResult:
+            seen.append(len(x))
+            return super().__call__(model, x, target, allowed)
+
+    return Noticing()
+
+
+def test_dice_and_correlation_by_hand(record, network, pictures):
+    net, x = network(), pictures(6, 12)
+    explanation, spy = record(net, x)
+    metric = measured(MapUnderAttack(FGSM(0.03)), explanation)
+    result = FGSM(0.03)(net, x, explanation.logits.argmax(1))
+    assert spy.explained == 6
+    after = explanation.explain(result.x).sum(1).double().numpy()
+    before = explanation.attribution.sum(1).double().numpy()
+    for i in range(6):
+        A, B = before[i] > before[i].mean(), after[i] > after[i].mean()
+        assert metric.per_image()[""][i] == pytest.approx(2 * (A & B).sum() / (A.sum() + B.sum()), abs=0.02)  # a pixel on the cut
+        assert metric.per_image()["pearson"][i] == pytest.approx(np.corrcoef(before[i].ravel(), after[i].ravel())[0, 1], abs=1e-5)
+        assert metric.per_image()["success"][i] == float(result.success[i])
+    still = measured(MapUnderAttack(FGSM(0.0)), explanation).compute()
+    assert still[""] == 1 and still["pearson"] == pytest.approx(1, abs=1e-6) and still["success"] == 0
+    assert as_dict(metric)[""] < 1
+
+
+def test_one_attack_for_all_explainers(record, network, pictures):
+    seen = []
+    metric, other = (MapUnderAttack(noticing(seen)) for _ in range(2))
+    first, _ = record(network(), pictures(4, 12))
+    measured(metric, first)
+    second, spy = record(network(), first.x, -first.attribution, shared=first.shared)
+    other.attack = metric.attack
+    measured(other, second)
+    assert seen == [4] and spy.explained == 4
+
+
+def test_maps_of_a_linear_network_do_not_move(record, pictures):
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
+    linear[1].bias.data[0] = 10.0
+    explanation, _ = record(linear, pictures(4, 8))
+    for attack in (FGSM(0.1), DeepFool(steps=3)):
+        values = measured(MapUnderAttack(attack), explanation).compute()
+        assert values[""] == 1 and values["pearson"] == pytest.approx(1)
+
+
+def test_attack_acts_under_the_records_noise(record, network, pictures):
+    """The network that is attacked says what the record says: in all three noise modes."""
+    from explainode.dynamics.noise import Noise, number_noise_blocks
+    from explainode.explainers.base import predict
+    from explainode.randomness import noise_scope
+
+    class Jitter(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.noise = Noise(0.2)
+
+        def forward(self, x):
+            noise = self.noise(x)
+            return x if noise is None else x + noise
+
+    net, x, ids = nn.Sequential(Jitter(), network()), pictures(5, 12), torch.tensor([4, 1, 8, 0, 3])
+    number_noise_blocks(net)
+    seen = {}
+
+    class Looking(Attack):
+        def attack(self, forward, x, target, allowed):
+            seen["logits"] = forward(x, torch.arange(len(x))).detach()
+            return AttackResult(x, target < 0, target)
+
+    for noise, draws in (("off", []), ("path", [0]), ("mean:3", [0, 1, 2])):
+        parts = []
+        for draw in draws or [0]:
+            with noise_scope(ids, 7, draw, active=bool(draws)), torch.no_grad():
+                parts.append(predict(net, x))
+        explanation, _ = record(net, x, x, sample_ids=ids)
+        explanation.noise, explanation.seed = noise, 7
+        attacked(explanation, Looking(), torch.tensor([3, 0, 2]))
+        torch.testing.assert_close(seen["logits"], torch.stack(parts).mean(0)[[3, 0, 2]], rtol=0, atol=1e-5)
+
+
+@pytest.fixture
+def wrong_about_two(record, network, pictures):
+    """12 images whose labels are the predictions, but for two, and one label that is not known."""
+
+    def make(heat=None, **fields):
+        x = pictures(12, 12)
+        net = network(gain=2.0)
+        label = net(x).argmax(1)
+        label[[2, 5]] = (label[[2, 5]] + 1) % 5
+        label[7] = -1
+        return record(net, x, heat, label=label, **fields)
+
+    return make
+
+
+def test_guided_pgd_adds_up(wrong_about_two):
+    """Acceptance check 7: accuracy after = clean accuracy * (1 - ASR), exactly, also in every resample."""
+    explanation, _ = wrong_about_two()
+    metric = measured(HeatmapGuidedPGD(top=120, epsilon=0.1, alpha=0.02), explanation)
+    found = as_dict(metric)
+    result = GuidedPGD(0.1, 0.02, top=120)(explanation.model, explanation.x, explanation.logits.argmax(1), explanation.attribution)
+    known = explanation.label >= 0
+    right = (explanation.logits.argmax(1) == explanation.label) & known
+    assert 0 < result.success[right].sum() < right.sum() == 9  # otherwise nothing is tested
+    assert found["asr_all"] == pytest.approx(result.success.double().mean().item())
+    assert found[""] == pytest.approx(result.success[right].double().mean().item())
+    assert found["step"] == pytest.approx(result.steps[right & result.success].double().mean().item())
+    assert found["accuracy"] == pytest.approx((right & ~result.success).sum().item() / 11) and found["clean"] == pytest.approx(9 / 11)
+    assert found["accuracy"] == pytest.approx(found["clean"] * (1 - found[""]), abs=1e-12)
+    means = np.random.default_rng(0).random((50, 4)) * [1, 0.5, 0.5, 3] + [0, 0, 0.5, 0]
+    asr, _, _, accuracy, clean = np.moveaxis(metric.combine(means), -1, 0)
+    np.testing.assert_allclose(accuracy, clean * (1 - asr), atol=1e-12)
+    assert np.isnan(metric.combine(np.zeros(4))[[0, 2]]).all()  # nothing was right, nothing could be fooled
+    assert {result.name: result.excluded for result in metric.summary(resamples=5)}["accuracy"] == 1
+
+
+def test_full_budget_is_plain_pgd_and_the_gradient_beats_noise(wrong_about_two):
+    explanation, _ = wrong_about_two()
+    plain = attacked(explanation, PGD(0.1, 0.02), torch.arange(12))
+    full = measured(HeatmapGuidedPGD(top=432, epsilon=0.1, alpha=0.02), explanation)
+    assert as_dict(full)["asr_all"] == plain.success.double().mean().item()
+    rate = {}
+    for name, heat in (("gradient", explanation.attribution.abs()), ("noise", torch.rand(12, 3, 12, 12, generator=torch.Generator()))):
+        other, _ = wrong_about_two(heat)
+        rate[name] = as_dict(measured(HeatmapGuidedPGD(top=60, epsilon=0.15, alpha=0.03), other))["asr_all"]
+    assert rate["gradient"] > rate["noise"]
+
+
+def test_constant_and_broken_maps_are_not_attacked(wrong_about_two):
+    heat = torch.randn(12, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+    heat[1], heat[4, 0, 2, 2], heat[8, 0, 0, 0] = 0.3, torch.nan, torch.inf
+    explanation, _ = wrong_about_two(heat)
+    metric = measured(HeatmapGuidedPGD(top=50), explanation)
+    assert sorted(metric.per_image()["asr_all"]) == [0, 2, 3, 5, 6, 7, 9, 10, 11]
+    maps = measured(MapUnderAttack(FGSM()), explanation)
+    assert maps.summary(resamples=5)[0].excluded >= 3
+    blank, _ = wrong_about_two(torch.zeros(12, 1, 12, 12))
+    found = measured(HeatmapGuidedPGD(top=50), blank).summary(resamples=5)
+    assert all(result.n == 0 and np.isnan(result.value) for result in found)
+
+
+def test_bad_settings_are_told_in_a_sentence(wrong_about_two):
+    with pytest.raises(UserError, match="'value' or 'pixel'"):
+        HeatmapGuidedPGD(unit="patch")
+    with pytest.raises(UserError, match="no cut named"):
+        MapUnderAttack(FGSM(), cut="median")
+    explanation, _ = wrong_about_two()
+    explanation.label = None
+    with pytest.raises(UserError, match="needs labels"):
+        measured(HeatmapGuidedPGD(), explanation)
