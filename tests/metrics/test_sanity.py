@@ -103,6 +103,14 @@ def test_a_dead_map_is_unlike_and_a_broken_one_excluded(record, network, picture
     assert metric.per_image()[""] == {0: 0.0} and metric.summary(resamples=5)[0].excluded == 2
 
 
+def test_a_measure_without_meaning_is_no_good_result(record, network, pictures):
+    """SSIM needs 11 pixels: on smaller pictures nothing was measured, so nothing is reported as unlike."""
+    explanation, _ = record(network(), pictures(2, 8))
+    for metric in (ClassSensitivity(similarity="ssim"), ParameterRandomization(stages=1, similarity="ssim")):
+        (found, *_) = measured(metric, explanation).summary(resamples=5)
+        assert found.excluded == 2 and found.n == 0
+
+
 def test_class_sensitivity_of_known_maps(record, network, pictures):
     """The gradient of p_0 - p_1 of a two-class network: the other class' map is its negative, -1; a map of the image gets 1."""
     two = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))

@@ -16,18 +16,19 @@ from explainode.metrics.perturbation import usable
 from explainode.randomness import normal, sample_keys, uniform
 
 
-def likeness(explanation: Explanation, other: Tensor, measure: str, reduction: str) -> Tensor:
-    """(B,) float64 of the record's heatmaps and another attribution's. NaN where the record's map is constant or not finite.
+def likeness(explanation: Explanation, other: Tensor, similarity: str, reduction: str) -> Tensor:
+    """(B,) float64 of the record's heatmaps and another attribution's. NaN where the record's map is constant or not finite, or the
+    measure has no meaning (SSIM of pictures smaller than its window).
 
     A constant or broken map on the other side tells nothing about the first: 0. (A ReLU map of a random network is often all zero;
     leaving these images out would judge a method by the networks on which it still draws something.)
     """
     heat = explanation.heatmap(reduction)
     against = upsample(reduce_channels(other, reduction), heat.shape[-2:])
-    good = usable(explanation, reduction)
-    against = torch.where(torch.isfinite(against).flatten(1).all(1)[:, None, None], against, 0)
-    alike = check_measure(measure)(torch.where(good[:, None, None], heat, 0), against)
-    return alike.nan_to_num(nan=0.0).masked_fill(~good, torch.nan)
+    low, high = against.flatten(1).amin(1), against.flatten(1).amax(1)  # NaN and infinities reach these two
+    says_something = torch.isfinite(low) & torch.isfinite(high) & (high > low)
+    alike = check_measure(similarity)(heat, torch.where(says_something[:, None, None], against, 0))
+    return torch.where(says_something, alike, 0).masked_fill(~usable(explanation, reduction), torch.nan)
 
 
 def layers_from_the_top(model: nn.Module) -> list[str]:
