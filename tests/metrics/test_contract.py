@@ -43,6 +43,7 @@ def explanations(record, network, pictures):
     ids = torch.tensor([6, 2, 0, 7, 1, 3, 5, 4])
     mask = torch.zeros(8, 24, 24, dtype=torch.int64)
     mask[:, 4:14, 8:20] = 1
+    diagnostics = {"kappa"} | {body["name"] for cls, body in map(read, ENTRIES) if cls.kind == "diagnostic"}
 
     def make(parts=((0, 5), (5, 6), (6, 8))):
         for low, high in parts:
@@ -58,11 +59,12 @@ def explanations(record, network, pictures):
                 fixation_map=mask[rows].float(),
                 fixation_points=mask[rows].bool(),
                 completeness_error=torch.full((high - low,), 0.1),
-                diagnostics={"kappa": torch.full((high - low,), 0.1)},
+                diagnostics={name: torch.full((high - low,), 0.1) for name in diagnostics},
             )
             if low <= 3 < high:
                 explanation.attribution[3 - low] = explanation.completeness_error[3 - low] = torch.nan
-                explanation.diagnostics["kappa"][3 - low] = torch.nan
+                for number in explanation.diagnostics.values():
+                    number[3 - low] = torch.nan
             yield explanation
 
     return make
