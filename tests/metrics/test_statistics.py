@@ -7,12 +7,21 @@ import time
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 
 from explainode.errors import UserError
 from explainode.metrics import statistics
 from explainode.metrics.localization import SegmentationAgreement
-from explainode.metrics.statistics import bootstrap_interval, bootstrap_means, holm, paired_comparison, paired_sign_flip
+from explainode.metrics.statistics import (
+    bootstrap_interval,
+    bootstrap_means,
+    holm,
+    kendall_matrix,
+    kendall_tau,
+    paired_comparison,
+    paired_sign_flip,
+)
 
 
 def test_bootstrap_has_the_standard_error_of_the_mean():
@@ -94,6 +103,7 @@ def test_paired_comparison_uses_common_images_only():
     found = paired_comparison(a, b)
     assert (found.n, found.difference) == (3, pytest.approx(2.5 / 3))
     assert found.low <= found.difference <= found.high
+    assert found.effect == pytest.approx(np.mean([1, 0.5, 1]) / np.std([1, 0.5, 1], ddof=1))
     assert found.p == pytest.approx(2 / 8)  # only the observed signs and their mirror image are as extreme
     with pytest.raises(UserError, match="no image in common"):
         paired_comparison({1: 1.0}, {2: 1.0})
@@ -120,3 +130,31 @@ def test_so_does_a_dataset_level_mean_iou():
     found = metric.summary()
     assert time.process_time() - start <= 0.5 * 3  # as above
     assert all(r.low < r.value < r.high and r.n == int(there.sum()) and r.n + r.excluded == 1000 for r in found)
+
+
+def test_effects_that_have_no_size():
+    assert np.isnan(paired_comparison({1: 1.0}, {1: 0.0}).effect)
+    assert np.isnan(paired_comparison({1: 1.1, 2: 2.1, 3: 3.1}, {1: 1.0, 2: 2.0, 3: 3.0}).effect)  # all the same but for rounding
+
+
+def test_kendall_equals_scipy():
+    generator = np.random.default_rng(8)
+    for _ in range(30):
+        a, b = generator.integers(0, 6, size=(2, 9)).astype(float)  # ties
+        assert kendall_tau(a, b) == pytest.approx(scipy.stats.kendalltau(a, b).statistic, abs=1e-12)
+    assert kendall_tau([1, 2, np.nan, 3], [3, 2, 7, 1]) == -1
+    assert np.isnan(kendall_tau([1], [2])) and np.isnan(kendall_tau([1, 1], [1, 2]))
+
+
+def test_metrics_that_rank_alike():
+    """Three explainers; two metrics agree, the third turns one pair around, and a fourth knows two explainers only."""
+    scores = {
+        "auroc": {"ig": 0.9, "cam": 0.8, "random": 0.5},
+        "rank": {"ig": 0.4, "cam": 0.3, "random": 0.1},
+        "mass": {"cam": 0.6, "ig": 0.5, "random": 0.2},
+        "few": {"ig": 0.0, "random": 1.0},
+    }
+    names, matrix = kendall_matrix(scores)
+    assert names == ("auroc", "rank", "mass", "few")
+    np.testing.assert_allclose(matrix[:3, :3], [[1, 1, 1 / 3], [1, 1, 1 / 3], [1 / 3, 1 / 3, 1]])
+    np.testing.assert_allclose(matrix[3], [-1, -1, -1, 1])

@@ -123,13 +123,18 @@ def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class PairedComparison:
-    """mean(a - b) over the n images that both have, its bootstrap interval, and the sign-flip p-value."""
+    """mean(a - b) over the n images that both have, its bootstrap interval, and the sign-flip p-value.
+
+    `effect` is the mean over the standard deviation of the differences (Cohen's d_z): large n makes any difference significant, not large.
+    NaN for fewer than two images, or differences that are all the same.
+    """
 
     difference: float
     low: float
     high: float
     p: float
     n: int
+    effect: float
 
 
 def paired_comparison(
@@ -146,4 +151,37 @@ def paired_comparison(
     if not len(d):
         raise UserError("the two results have no image in common; evaluate both on the same images")
     low, high = bootstrap_interval(d, resamples, level, seed)
-    return PairedComparison(float(d.mean()), low, high, paired_sign_flip(d, resamples, seed), len(d))
+    spread = float(d.std(ddof=1)) if len(d) > 1 else 0.0
+    effect = float(d.mean()) / spread if spread > 1e-12 * float(np.abs(d).max()) else float("nan")
+    return PairedComparison(float(d.mean()), low, high, paired_sign_flip(d, resamples, seed), len(d), effect)
+
+
+def kendall_tau(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> float:
+    """Agreement in [-1, 1] of two rankings of the same things: pairs in the same order minus pairs in opposite order, ties accounted for.
+
+    Things that are NaN in either are left out; NaN for fewer than two things, or if one side ties them all.
+
+    Source: tau-b, Kendall 1945.
+    """
+    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    there = ~(np.isnan(a) | np.isnan(b))
+    order_a, order_b = (np.sign(v[there][:, None] - v[there]) for v in (a, b))
+    untied = float(np.abs(order_a).sum()) * float(np.abs(order_b).sum())
+    return float((order_a * order_b).sum() / np.sqrt(untied)) if untied else float("nan")
+
+
+def kendall_matrix(scores: Mapping[str, Mapping[str, float]]) -> tuple[tuple[str, ...], np.ndarray]:
+    """{metric: {explainer: value, higher is better}} -> the metrics and (M, M), how alike each pair of them ranks the explainers.
+
+    The same for {setting: {explainer: value}} is the stability of a ranking over baselines or hyper-parameters. A pair is compared on the
+    explainers that both have.
+
+    Source: disagreement of metrics, Tomsett et al. 2020; ranks over settings, Wickstrøm et al. 2024.
+    """
+    names = tuple(scores)
+    matrix = np.full((len(names), len(names)), np.nan)
+    for i, first in enumerate(names):
+        for j, second in enumerate(names):
+            common = [explainer for explainer in scores[first] if explainer in scores[second]]
+            matrix[i, j] = kendall_tau([scores[first][e] for e in common], [scores[second][e] for e in common])
+    return names, matrix
