@@ -68,4 +68,4 @@ def walk_back(tape: Tape, target: Tensor, composite: Composite, keep: Sequence[V
     """The relevance (B, C, H, W) of the pixels of one counted walk, and the walk."""
     record_pass(backwards=tape.batch)
     walk = Walk(tape)
-    return walk.back({tape.output: seed(tape, target, composite.seed)}, composite, keep), walk
+    return walk.back({tape.output: seed(tape, target, composite.seed)}, composite, keep, last=True), walk

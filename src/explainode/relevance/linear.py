@@ -48,6 +48,11 @@ class LinearMap(ABC):
         """A^2, entry by entry."""
         return self.entries(torch.square)
 
+    def spread(self, r: Tensor, x: Tensor) -> Tensor:
+        """r handed out evenly to all inputs that are connected with each output, in the shape of x."""
+        flat = self.flat
+        return flat.transpose(r / flat(torch.ones_like(x)), x)
+
     @abstractmethod
     def scaled_outputs(self, scale: Tensor) -> LinearMap:
         """diag(scale) A, with one scale (C, 1, ...) per output channel."""
@@ -79,6 +84,13 @@ class Convolution(LinearMap):
     def entries(self, function: Callable[[Tensor], Tensor]) -> Convolution:
         return replace(self, weight=function(self.weight))
 
+    def spread(self, r: Tensor, x: Tensor) -> Tensor:
+        # the channels of a group share alike, so one channel stands for all of them
+        one = replace(self, weight=self.weight.new_ones(self.groups, 1, *self.weight.shape[2:]))
+        channels = x.shape[1] // self.groups
+        connected = channels * one(x.new_ones(1, self.groups, *x.shape[2:]))
+        return one.transpose(r.unflatten(1, (self.groups, -1)).sum(2) / connected, x[:, : self.groups]).repeat_interleave(channels, 1)
+
     def scaled_outputs(self, scale: Tensor) -> Convolution:
         if not self.transposed:
             return replace(self, weight=self.weight * scale.reshape(-1, *[1] * (self.weight.dim() - 1)))
@@ -102,6 +114,10 @@ class MatrixProduct(LinearMap):
 
     def entries(self, function: Callable[[Tensor], Tensor]) -> MatrixProduct:
         return replace(self, weight=function(self.weight))
+
+    def spread(self, r: Tensor, x: Tensor) -> Tensor:
+        axis = -1 if self.on_left else -2
+        return (r.sum(axis, keepdim=True) / x.shape[axis]).expand_as(x)
 
     def scaled_outputs(self, scale: Tensor) -> MatrixProduct:
         scale = scale.flatten()
@@ -127,7 +143,7 @@ class Average(LinearMap):
         return self.operation.call(x)[0]
 
     def transpose(self, r: Tensor, x: Tensor) -> Tensor:
-        return self.operation.vjp([x], [r])[0]
+        return self.operation.vjp([x], [r])[0].contiguous()  # of a sum it would be one number seen many times
 
     def entries(self, function: Callable[[Tensor], Tensor]) -> Average:
         return self

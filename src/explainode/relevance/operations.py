@@ -83,6 +83,12 @@ class Operation:
         """Whether the outputs cannot be negative, given what is known of the inputs."""
         return False
 
+    def release(self) -> None:
+        """Let go of the outputs' data and of whatever was worked out: for a walk that nobody follows."""
+        for value in self.outputs:
+            value.data = value.data.new_empty(0)
+        self.extra = ()
+
     def call(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """The operation on other inputs -> its explained outputs."""
         args, kwargs = tree_map(lambda leaf: inputs[leaf.index] if isinstance(leaf, Slot) else leaf, (self.args, self.kwargs))
@@ -121,6 +127,10 @@ class Linear(Operation):
         """Broadcastable to the output."""
         return None
 
+    def transpose(self, r: Tensor) -> Tensor:
+        """A^T r, in the shape of the input."""
+        return self.map.transpose(r, self.inputs[0].data)
+
 
 class ConvolutionOperation(Linear):
     @property
@@ -157,17 +167,27 @@ class Folded(Linear):
 
     def __init__(self, linear: Linear, norm: BatchNorm) -> None:
         super().__init__(linear.function, linear.args, linear.kwargs, linear.inputs, norm.outputs, linear.module, norm.index)
-        self.map_, self.bias_ = linear.map.scaled_outputs(norm.slope), norm.offset
-        if linear.bias is not None:
-            self.bias_ = self.bias_ + norm.slope * linear.bias
+        self.linear, self.norm = linear, norm
 
-    @property
+    def release(self) -> None:
+        super().release()
+        self.__dict__.pop("map", None)
+
+    @cached_property
     def map(self) -> LinearMap:
-        return self.map_
+        return self.linear.map.scaled_outputs(self.norm.slope)
 
-    @property
+    @cached_property
     def bias(self) -> Tensor:
-        return self.bias_
+        offset = self.norm.offset
+        return offset if self.linear.bias is None else offset + self.norm.slope * self.linear.bias
+
+    def transpose(self, r: Tensor) -> Tensor:
+        if (
+            isinstance(self.linear, ConvolutionOperation) and r.numel() < self.args[1].numel()
+        ):  # fewer outputs than weights: scale the outputs
+            return self.linear.map.transpose(r * self.norm.slope, self.inputs[0].data)
+        return super().transpose(r)
 
 
 class AverageOperation(Linear):
@@ -220,7 +240,7 @@ class BatchNorm(Affine):
         scale = (variance + rest[-1 if self.name == "_native_batch_norm_legit_no_training" else 1]).rsqrt()
         scale = scale if weight is None else weight * scale
         offset = -mean * scale if bias is None else bias - mean * scale
-        shape = (-1, *[1] * (self.inputs[0].data.dim() - 2))
+        shape = (-1, *[1] * (self.output.data.dim() - 2))
         return scale.view(shape), offset.view(shape)
 
     @property
@@ -293,6 +313,25 @@ class Norm(Operation):
     kind = "norm"
 
 
+class Length(Operation):
+    """The Euclidean length of vectors."""
+
+    kind = "length"
+
+    def keeps_sign(self) -> bool:
+        return True
+
+    def spread(self, lengths: Tensor) -> Tensor:
+        """A number per vector, at each of its elements; broadcastable to the input."""
+        dims = self.args[2] if len(self.args) > 2 else None
+        if dims is None or (len(self.args) > 3 and self.args[3]):
+            return lengths
+        rank = self.inputs[0].data.dim()
+        for dim in sorted(dim % rank for dim in ([dims] if isinstance(dims, int) else dims)):
+            lengths = lengths.unsqueeze(dim)
+        return lengths
+
+
 class Maximum(Operation):
     """The value of a winner: max pooling, amax, where, maximum."""
 
@@ -358,6 +397,10 @@ def _convolution(args: Sequence[Any], inputs: int) -> Kind:
     return ConvolutionOperation if inputs == 1 and isinstance(args[0], Slot) else Unknown
 
 
+def _vector_norm(args: Sequence[Any], inputs: int) -> Kind:
+    return Length if len(args) < 2 or args[1] == 2 else Unknown
+
+
 def _names(kind: Kind, names: str) -> dict[str, Callable[[Sequence[Any], int], Kind]]:
     return dict.fromkeys(names.split(), lambda args, inputs: kind)
 
@@ -374,6 +417,7 @@ TABLE: dict[str, Callable[[Sequence[Any], int], Kind]] = {
     ),
     **_names(Norm, "native_layer_norm native_group_norm"),
     "pow": _power,
+    "linalg_vector_norm": _vector_norm,
     **_names(
         Activation,
         "relu leaky_relu elu celu selu gelu silu mish softplus hardswish hardsigmoid hardtanh sigmoid tanh exp log sqrt rsqrt reciprocal abs square "

@@ -13,10 +13,12 @@ from explainode.relevance.operations import Operation
 if TYPE_CHECKING:
     from explainode.relevance.walk import Walk
 
+aten = torch.ops.aten
+
 Relevance = tuple[Tensor | None, ...]
 
 KINDS = (
-    "linear", "average", "affine", "activation", "sum", "product", "bilinear", "softmax", "norm", "max", "rearrangement",
+    "linear", "average", "affine", "activation", "sum", "product", "bilinear", "softmax", "norm", "length", "max", "rearrangement",
 )  # fmt: skip
 
 
@@ -36,7 +38,11 @@ class Rule(ABC):
 
 def stabilized(z: Tensor, epsilon: float | Tensor = 0.0) -> Tensor:
     """z + epsilon sign(z), with sign(0) = 1."""
-    return z + torch.where(z < 0, -epsilon, epsilon) if isinstance(epsilon, Tensor) or epsilon else z
+    if not isinstance(epsilon, Tensor):
+        if epsilon == 0:
+            return z
+        epsilon = torch.full((), epsilon, dtype=z.dtype, device=z.device)
+    return z + epsilon.copysign(z + 0.0)  # -0 + 0 = 0
 
 
 def vanishing(z: Tensor) -> Tensor:
@@ -44,10 +50,32 @@ def vanishing(z: Tensor) -> Tensor:
     return z.abs() <= torch.finfo(z.dtype).tiny ** 0.5
 
 
+def divide(R: Tensor, z: Tensor) -> tuple[Tensor, Tensor | None]:
+    """s = R / z, and 0 where z vanishes beside R; and the R that was not divided there, 0 elsewhere (None: there is none).
+
+    z vanishes where |s| would be above the square root of the largest number of its type. Comparing elements costs many times what arithmetic
+    does, so that they are looked at one by one only where there are such.
+    """
+    s = R / z
+    limit = torch.finfo(s.dtype).max ** 0.5
+    low, high = s.aminmax()
+    if bool((low > -limit) & (high < limit)):  # nan is neither
+        return s, None
+    zero = ~(s.abs() < limit)
+    s.masked_fill_(zero, 0.0)
+    lost = R * zero
+    return s, lost if bool(lost.any()) else None
+
+
+def split_signs(s: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    """s where z >= 0, and s where z < 0; each 0 elsewhere."""
+    at_positive = aten.threshold_backward(s, z, -torch.finfo(z.dtype).tiny)  # what it does is a comparison, in one pass
+    return at_positive, s - at_positive
+
+
 def ratio(R: Tensor, z: Tensor) -> Tensor:
     """R / z, and 0 where z vanishes."""
-    zero = vanishing(z)
-    return torch.where(zero, 0.0, R / torch.where(zero, 1.0, z))
+    return divide(R, z)[0]
 
 
 def fit(share: Tensor, shape: torch.Size) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from explainode.errors import UserError
+from explainode.relevance.joining import join_biases
 from explainode.relevance.operations import (
     FIRST_RESULT_ONLY,
     ROUTED_BY_CONDITIONS,
@@ -66,7 +68,7 @@ class Tape:
         return [operation for operation in self.operations if operation.kind == kind]
 
 
-def record(network: nn.Module, x: Tensor, keep: Sequence[str] = ()) -> Tape:
+def record(network: nn.Module, x: Tensor, keep: Sequence[str] = (), noise: bool = False) -> Tape:
     """Run `network` on `x` (B, C, H, W) without a graph, and keep what it did.
 
     Modules with a true attribute `constant_in_relevance` (noise) compute constants. Numbers that the network reads as Python numbers, such as the
@@ -75,26 +77,29 @@ def record(network: nn.Module, x: Tensor, keep: Sequence[str] = ()) -> Tape:
     Args:
         network: under the guard.
         keep: names of modules whose outputs will be asked for: no batch normalization is folded over them.
+        noise: record what noise makes of the image too, instead of taking it for a constant; what it draws stays one.
 
     Raises:
         UserError: if the logits do not depend on x, or an explained tensor is changed in place through a view.
     """
-    recorder = _Recorder(network, x)
+    recorder = _Recorder(network, x, keep, noise)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), recorder.modules(), recorder:
         logits = network(recorder.input.data)
     output = recorder.find(logits) if isinstance(logits, Tensor) else None
     if output is None:
         raise UserError("the logits do not depend on the image through torch operations; relevance needs a network of torch operations")
-    kept = {id(value) for name in keep for value in recorder.calls.get(name, ())} | {id(output)}
-    return Tape(recorder.input, output, _fold(recorder.operations, kept), recorder.calls)
+    kept = recorder.kept() | {id(output)}
+    return Tape(recorder.input, output, _fold(join_biases(recorder.operations, kept), kept), recorder.calls)
 
 
 class _Recorder(TorchDispatchMode):
     """Sees every operation as it reaches its kernel."""
 
-    def __init__(self, network: nn.Module, x: Tensor) -> None:
+    def __init__(self, network: nn.Module, x: Tensor, keep: Sequence[str], noise: bool) -> None:
         super().__init__()
         self.network = network
+        self.keep = keep
+        self.noise = noise
         self.input = Value(x.detach().clone(memory_format=torch.preserve_format))
         self.operations: list[Operation] = []
         self.calls: dict[str, list[Value]] = {}
@@ -104,13 +109,34 @@ class _Recorder(TorchDispatchMode):
         self.conditions: dict[int, Tensor] = {}  # booleans and integers computed from the input
         self.sharing: dict[int, list[Value]] = {self._storage(self.input.data): [self.input]}
         self.stale: set[int] = set()
+        self.released: dict[
+            int, ref[Tensor]
+        ] = {}  # per tensor that a batch normalization has read: alive only if the network still holds it
 
     @staticmethod
     def _storage(x: Tensor) -> int:
         return x.untyped_storage()._cdata
 
     def find(self, x: Tensor) -> Value | None:
-        return self.values.get(id(x))
+        value = self.values.get(id(x))
+        if value is None or value.data is x:
+            return value
+        if self.released.pop(id(x))() is not x:  # a new tensor in the place of one that is gone
+            del self.values[id(x)]
+            return None
+        value.data = x
+        self.sharing.setdefault(self._storage(x), []).append(value)
+        return value
+
+    def kept(self) -> set[int]:
+        """The outputs that will be asked for."""
+        return {id(value) for name in self.keep for value in self.calls.get(name, ())}
+
+    def _release(self, value: Value) -> None:
+        """Hold a tensor no longer: batch normalization has read it, and will be folded into the operation that made it unless somebody else reads it."""
+        self.released[id(value.data)] = ref(value.data)
+        self.sharing[self._storage(value.data)].remove(value)
+        value.data = value.data.new_empty(0)
 
     @contextmanager
     def modules(self) -> Iterator[None]:
@@ -119,13 +145,13 @@ class _Recorder(TorchDispatchMode):
         def enter(name: str) -> Any:
             def hook(module: nn.Module, args: Any) -> None:
                 self.path.append(name)
-                self.constant += bool(getattr(module, "constant_in_relevance", False))
+                self.constant += not self.noise and bool(getattr(module, "constant_in_relevance", False))
 
             return hook
 
         def leave(module: nn.Module, args: Any, output: Any) -> None:
             name = self.path.pop()
-            self.constant -= bool(getattr(module, "constant_in_relevance", False))
+            self.constant -= not self.noise and bool(getattr(module, "constant_in_relevance", False))
             if isinstance(output, Tensor) and (value := self.find(output)) is not None:
                 self.calls.setdefault(name, []).append(value)
 
@@ -141,7 +167,7 @@ class _Recorder(TorchDispatchMode):
         if (
             self.constant
             or _base_name(function)[0] in SHAPE_ONLY
-            or not any(isinstance(leaf, Tensor) and id(leaf) in self.values for leaf in leaves)
+            or not any(isinstance(leaf, Tensor) and self.find(leaf) is not None for leaf in leaves)
         ):
             reads_condition = any(isinstance(leaf, Tensor) and id(leaf) in self.conditions for leaf in leaves)
             result = function(*args, **kwargs)
@@ -206,6 +232,8 @@ class _Recorder(TorchDispatchMode):
             self.values[id(value.data)] = value
             self.sharing.setdefault(self._storage(value.data), []).append(value)
         self.operations.append(operation)
+        if isinstance(operation, BatchNorm) and _foldable(operation, self.kept()):
+            self._release(operation.inputs[0])
         return result
 
     def _change(
@@ -257,16 +285,20 @@ def _base_name(function: Any) -> tuple[str, bool]:
     return (name[:-1], True) if name.endswith("_") and not name.endswith("__") else (name, False)
 
 
+def _foldable(norm: BatchNorm, kept: set[int]) -> bool:
+    """Whether batch normalization alone reads what a linear operation has made."""
+    source = norm.inputs[0]
+    return isinstance(source.producer, (ConvolutionOperation, ProductWithConstant)) and source.consumers == 1 and id(source) not in kept
+
+
 def _fold(operations: list[Operation], kept: set[int]) -> list[Operation]:
     """Batch normalization joined to the linear operation that it alone reads; linear operations told which activation reads them."""
     folded: dict[int, Operation] = {}
     gone: set[int] = set()
     for operation in operations:
-        if not isinstance(operation, BatchNorm):
-            continue
-        source = operation.inputs[0]
-        producer = source.producer
-        if isinstance(producer, (ConvolutionOperation, ProductWithConstant)) and source.consumers == 1 and id(source) not in kept:
+        if isinstance(operation, BatchNorm) and _foldable(operation, kept):
+            producer = operation.inputs[0].producer
+            assert isinstance(producer, Linear)
             new = Folded(producer, operation)
             operation.output.producer = new
             folded[id(operation)] = new

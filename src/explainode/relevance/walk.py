@@ -66,13 +66,14 @@ class Walk:
         """What rules measured, on average over the units, by name (B,)."""
         return {name: total / self.counts[name] for name, total in self.diagnostics.items()}
 
-    def back(self, seeds: Mapping[Value, Tensor], composite: Composite, keep: Collection[Value] = ()) -> Tensor:
+    def back(self, seeds: Mapping[Value, Tensor], composite: Composite, keep: Collection[Value] = (), last: bool = False) -> Tensor:
         """Relevance (B, C, H, W) of the image, given the relevance of some values; zeros where none arrives.
 
         Args:
             seeds: relevance to begin with, by value, in its shape.
             composite: which rule where.
             keep: values whose relevance is wanted too; see `kept`.
+            last: nobody walks along this tape again, so what the walk has passed is let go; only input and output stay.
 
         Raises:
             UserError: if relevance reaches an operation outside of the table, or one that the composite has no rule for.
@@ -85,15 +86,17 @@ class Walk:
             for output, R in zip(operation.outputs, relevance, strict=True):
                 if R is not None and id(output) in wanted:
                     self.kept[id(output)] = R
-            if all(R is None for R in relevance):
-                continue
-            if operation.kind == "unknown":
-                raise refuse(operation)
-            shares = chosen(operation).propagate(operation, relevance, self)
-            for value, share in zip(operation.inputs, shares, strict=True):
-                if share is not None:
-                    at = id(value)
-                    arrived[at] = arrived[at] + share if at in arrived else share
+            if any(R is not None for R in relevance):
+                if operation.kind == "unknown":
+                    raise refuse(operation)
+                shares = chosen(operation).propagate(operation, relevance, self)
+                for value, share in zip(operation.inputs, shares, strict=True):
+                    if share is not None:
+                        at = id(value)
+                        arrived[at] = arrived[at] + share if at in arrived else share
+                del shares, relevance
+            if last and self.tape.output not in operation.outputs:
+                operation.release()
         image = arrived.get(id(self.tape.input))
         if id(self.tape.input) in wanted and image is not None:
             self.kept[id(self.tape.input)] = image

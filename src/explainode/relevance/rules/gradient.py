@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from explainode.relevance.operations import Activation, Affine, Linear, Operation
+from explainode.relevance.operations import Activation, Affine, Linear, Operation, Slot
 from explainode.relevance.rule import KINDS, Relevance, Rule, fit
 
 if TYPE_CHECKING:
     from explainode.relevance.walk import Walk
+
+aten = torch.ops.aten
 
 RECTIFIERS = ("relu", "leaky_relu", "hardtanh", "elu", "gelu", "silu", "hardswish", "mish", "softplus", "celu", "selu", "threshold")
 
@@ -27,11 +29,13 @@ class Gradient(Rule):
         (x, *others), R = operation.inputs, relevance[0]
         if R is not None and not others and len(relevance) == 1:
             if isinstance(operation, Linear) and operation.kind == "linear":
-                return (operation.map.transpose(R, x.data),)
+                return (operation.transpose(R),)
             if isinstance(operation, Affine):
+                if operation.name in ("add", "sub") and isinstance(operation.args[0], Slot):  # an offset
+                    return (fit(R, x.data.shape),)
                 return (fit(operation.slope * R, x.data.shape),)
             if isinstance(operation, Activation) and operation.name == "relu":
-                return (torch.where(x.data > 0, R, 0.0),)
+                return (aten.threshold_backward(R, x.data, 0),)
         return operation.vjp([value.data for value in operation.inputs], relevance)
 
 
@@ -58,6 +62,8 @@ class Guided(Gradient):
     def propagate(self, operation: Operation, relevance: Relevance, walk: Walk) -> Relevance:
         if operation.kind == "activation" and operation.name in RECTIFIERS:
             relevance = (_positive(relevance),)
+            if operation.name == "relu":
+                return (aten.threshold_backward.grad_input(relevance[0], operation.inputs[0].data, 0, grad_input=relevance[0]),)
         return super().propagate(operation, relevance, walk)
 
 

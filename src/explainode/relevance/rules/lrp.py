@@ -9,16 +9,16 @@ Source of the rules: Bach et al. 2015; Montavon et al. 2017, 2019; paper 004 Sec
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from explainode.errors import UserError, nearest
-from explainode.relevance.linear import LinearMap
+from explainode.relevance.linear import Convolution, LinearMap
 from explainode.relevance.operations import Linear, Operation
-from explainode.relevance.rule import Relevance, Rule, ratio, stabilized, vanishing
+from explainode.relevance.rule import Relevance, Rule, divide, ratio, split_signs, stabilized, vanishing
 
 if TYPE_CHECKING:
     from explainode.relevance.walk import Walk
@@ -33,10 +33,21 @@ def check_bias(bias: str) -> None:
         raise UserError(f"bias must be one of {', '.join(BIASES)}, got {bias!r}; the nearest are {nearest(bias, BIASES)}")
 
 
+def joined(parts: list[Part]) -> list[Part]:
+    """The same parts side by side, as one convolution of as many times the channels, where these are few: pixels.
+
+    Kernels take channels in blocks of 8 or 16, so that for the first layer two parts cost what one does.
+    """
+    maps = [A for _, A in parts if isinstance(A, Convolution) and A.groups == 1 and not A.transposed]
+    if len(maps) < max(2, len(parts)) or sum(A.weight.shape[1] for A in maps) > 16:
+        return parts
+    return [(torch.cat([x for x, _ in parts], 1), replace(maps[0], weight=torch.cat([A.weight for A in maps], 1)))]
+
+
 def contributions(parts: list[Part]) -> Tensor:
     """z: what the parts contribute to each output together."""
     total: Tensor | None = None
-    for x, A in parts:
+    for x, A in joined(parts):
         if A is not None:
             z = A(x)
             total = z if total is None else total.add_(z)
@@ -47,9 +58,11 @@ def contributions(parts: list[Part]) -> Tensor:
 def hand_back(parts: list[Part], s: Tensor, x: Tensor) -> Tensor:
     """sum over the parts of x * A^T s, with s = R / z."""
     total: Tensor | None = None
-    for part, A in parts:
+    for part, A in joined(parts):
         if A is not None:
-            share = A.transpose(s, x).mul_(part)
+            share = A.transpose(s, part).mul_(part)
+            if share.shape != x.shape:
+                share = share.unflatten(1, (-1, x.shape[1])).sum(1)
             total = share if total is None else total.add_(share)
     assert total is not None
     return total
@@ -88,24 +101,23 @@ class LinearRule(Rule):
         x = operation.inputs[0].data
         if bias is not None and self.bias != "drop":
             z = z + bias
-        zero = vanishing(z)
-        s = ratio(R, z)
+        s, lost = divide(R, z)
         share = hand_back(parts, s, x)
-        lost = torch.where(zero, R, 0.0)
-        if bias is not None and self.bias == "distribute":
-            lost = lost + s * bias
-        elif bool(lost.any()):
+        return self.hand_out_rest(operation, share, s, lost, walk, bias)
+
+    def hand_out_rest(self, operation: Linear, share: Tensor, s: Tensor, lost: Tensor | None, walk: Walk, bias: Tensor | None) -> Tensor:
+        """`share` and, spread evenly, what units without contributions had (`lost`) and what a distributed bias takes of s = R / z."""
+        if lost is not None:
             walk.note("spread", operation.output, lost)
-        else:
-            return share
-        return share + spread(operation, lost)
+            share += spread(operation, lost)
+        if bias is not None and self.bias == "distribute":
+            share += spread(operation, s * bias)
+        return share
 
 
 def spread(operation: Linear, R: Tensor) -> Tensor:
     """R handed out evenly to all inputs that are connected with each output."""
-    x = operation.inputs[0].data
-    flat = operation.map.flat
-    return flat.transpose(R / flat(torch.ones_like(x)), x)
+    return operation.map.spread(R, operation.inputs[0].data)
 
 
 @dataclass(frozen=True)
@@ -126,18 +138,15 @@ class Epsilon(LinearRule):
 
     def share(self, operation: Linear, R: Tensor, walk: Walk) -> Tensor:
         x = operation.inputs[0].data
-        z, b = operation.output.data, operation.bias
-        if b is not None and self.bias == "drop":
-            z = z - b
+        b = operation.bias
+        z = operation.map(x) if b is not None and self.bias == "drop" else operation.output.data
         epsilon: float | Tensor = self.epsilon
         if self.relative:
             size = walk.samples.sum(operation.output, z.square()) / (z.numel() / walk.tape.batch)
             epsilon = self.epsilon * walk.samples.spread(operation.output, size.sqrt())
-        z = stabilized(z, epsilon)
-        share = operation.map.transpose(ratio(R, z), x).mul_(x)
-        if b is not None and self.bias == "distribute":
-            share = share + spread(operation, ratio(R, z) * b)
-        return share
+        s = ratio(R, z) if self.epsilon == 0 else R / stabilized(z, epsilon)
+        share = operation.transpose(s).mul_(x)
+        return self.hand_out_rest(operation, share, s, None, walk, b)
 
 
 @dataclass(frozen=True)
@@ -225,18 +234,28 @@ class Gamma(LinearRule):
 
     def share(self, operation: Linear, R: Tensor, walk: Walk) -> Tensor:
         x, b = operation.inputs[0].data, operation.bias
-        z = operation.output.data if b is None or self.bias != "drop" else operation.output.data - b
-        share: Tensor | None = None
-        for sign, chosen in ((1, z >= 0), (-1, z < 0)):
-            R_chosen = torch.where(chosen, R, 0.0)
-            if sign < 0 and not bool(R_chosen.any()):
-                continue  # before a rectifier nothing arrives here
-            parts = _favored(operation, x, self.gamma, sign)
-            bias = None if b is None else b + self.gamma * (b.clamp(min=0) if sign > 0 else b.clamp(max=0))
-            part = self.hand_out(operation, R_chosen, contributions(parts), parts, walk, bias)
-            share = part if share is None else share + part
-        assert share is not None
-        return share
+        z_plus = contributions(positive_parts(operation, x))
+        z = operation.output.data if b is None else operation.output.data - b
+        sign, s, lost, bias = self._divide(operation, R, z, z_plus)
+        if b is not None and bool((s.abs() * b.abs()).sum() > 1000 * torch.finfo(s.dtype).eps * R.abs().sum()):
+            sign, s, lost, bias = self._divide(operation, R, operation.map(x), z_plus)  # beside such biases z is mostly rounding
+        s_plus, s_minus = split_signs(s, sign)
+        share = hand_back(_favored(operation, x, self.gamma, 1), s_plus, x)
+        if any(s_minus.aminmax()):  # not before a rectifier
+            share += hand_back(_favored(operation, x, self.gamma, -1), s_minus, x)
+        return self.hand_out_rest(operation, share, s, lost, walk, bias)
+
+    def _divide(self, operation: Linear, R: Tensor, z: Tensor, z_plus: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Whose sign decides, s = R / sum_i q_ij, the R of units whose sum vanishes, and the bias's contribution."""
+        b = operation.bias
+        sign = z if self.bias == "drop" else operation.output.data
+        with_it, against = split_signs(z_plus, sign)[0], split_signs(z - z_plus, sign)[1]
+        d = with_it.add_(against).mul_(self.gamma).add_(z)
+        bias = None
+        if b is not None and self.bias != "drop":
+            bias = b + self.gamma * torch.where(sign >= 0, b.clamp(min=0), b.clamp(max=0))
+            d += bias
+        return (sign, *divide(R, d), bias)
 
 
 def _favored(operation: Linear, x: Tensor, gamma: float, sign: int) -> list[Part]:
@@ -303,5 +322,6 @@ class ZBox(LinearRule):
         if box is None:
             raise UserError(f"the z^B rule at {operation} needs pixels between bounds, and this layer does not see them; use z+ there")
         low, high = box
-        parts: list[Part] = [(x, operation.map), (-low, operation.map.positive), (-high, operation.map.negative)]
+        A = operation.map  # x a - l a+ - h a- = (x - l) a+ + (x - h) a-
+        parts: list[Part] = [(x - low, A.positive), (x - high, A.negative)]
         return self.hand_out(operation, R, contributions(parts), parts, walk)

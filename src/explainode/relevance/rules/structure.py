@@ -10,7 +10,7 @@ from torch import Tensor
 
 from explainode.errors import UserError, nearest
 from explainode.relevance.operations import Affine, Operation, Slot, Sum
-from explainode.relevance.rule import Relevance, Rule, fit, ratio, stabilized, vanishing
+from explainode.relevance.rule import Relevance, Rule, divide, fit, ratio, stabilized
 
 if TYPE_CHECKING:
     from explainode.relevance.walk import Walk
@@ -114,17 +114,17 @@ class Split(Rule):
         assert isinstance(operation, Sum)
         (R,) = relevance
         assert R is not None
-        a, b = (sign * value.data for sign, value in zip(operation.signs, operation.inputs, strict=True))
+        shapes = [value.data.shape for value in operation.inputs]
         if self.by == "half":
-            share_a, share_b = R / 2, R / 2
-        else:
-            q_a, q_b = (a, b) if self.by == "signed" else (a.clamp(min=0), b.clamp(min=0))
-            z = stabilized(q_a + q_b, self.epsilon)
-            none = vanishing(z)
-            s = ratio(R, z)
-            share_a = torch.where(none, R / 2, q_a * s)
-            share_b = torch.where(none, R / 2, q_b * s)
-        return fit(share_a, a.shape), fit(share_b, b.shape)
+            return tuple(fit(R / 2, shape) for shape in shapes)
+        q_a, q_b = (value.data if sign == 1 else sign * value.data for sign, value in zip(operation.signs, operation.inputs, strict=True))
+        if self.by == "positive":
+            q_a, q_b = q_a.clamp(min=0), q_b.clamp(min=0)
+        s, neither = divide(R, stabilized(q_a + q_b, self.epsilon))
+        shares = [q_a * s, q_b * s]
+        if neither is not None:
+            shares = [share + neither / 2 for share in shares]
+        return tuple(fit(share, shape) for share, shape in zip(shares, shapes, strict=True))
 
 
 @dataclass(frozen=True)
