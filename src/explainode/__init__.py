@@ -14,15 +14,19 @@ if TYPE_CHECKING:
     from explainode.errors import UserError as UserError
     from explainode.evaluation import evaluate as evaluate
     from explainode.evaluation import explain as explain
+    from explainode.evaluation import explain_many as explain_many
+    from explainode.explainers.targets import Unit as Unit
 
 __version__ = "0.1.0"
-__all__ = ["Explanation", "UserError", "evaluate", "explain", "get"]
+__all__ = ["Explanation", "Unit", "UserError", "evaluate", "explain", "explain_many", "get"]
 
 _HOMES = {
     "Explanation": "explainode.attribution",
     "UserError": "explainode.errors",
     "evaluate": "explainode.evaluation",
+    "Unit": "explainode.explainers.targets",
     "explain": "explainode.evaluation",
+    "explain_many": "explainode.evaluation",
     "get": "explainode.cli.registry",
 }
 

@@ -31,13 +31,14 @@ class Explanation:
         logits: (B, K) of x under the record's own noise.
         score: (B,) the explained score of x.
         completeness_error: (B,) sum of the attribution minus what it should add up to; None where the method defines no sum.
-        forwards, backwards: rows sent through the network to make the attribution, over all B images.
+        forwards, backwards: rows sent through the network to make the attribution, over all B images; passes that several explanations were read
+            off are counted on the first of them.
         noise: "off", "path" or "mean:k"; seed: of every keyed draw.
         stochastic: another `draw` would give another attribution (noise blocks speak, or the explainer samples).
         sample_ids: (B,) int64; label: (B,) or None, -1 where unknown; mask: (B, H, W) int64 (1 object, 0 background, -1 ignored) or None;
         boxes: one (n, 4) tensor of x0, y0, x1, y1 in pixels per image, or None.
         fixation_map: (B, H, W) float, >= 0, where people looked, or None; fixation_points: (B, H, W) bool, or None.
-        seconds: wall time of the explanation of the batch.
+        seconds: wall time of the explanation of the batch; that of shared passes is shared out equally.
         forward: `forward(x (R,C,H,W), rows=None)` -> (R, K) logits under the guard with the record's noise; `rows` (R,) says whose copy each row is.
         explain: `explain(x (R,C,H,W), rows=None, draw=None, *, model=None, target=None)` -> attribution of the same targets; `draw` asks for
             another noise path, `model` for another network, `target` (B,) for other classes.

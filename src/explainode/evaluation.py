@@ -10,7 +10,8 @@ import re
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,13 +21,17 @@ from torch import Tensor, nn
 from explainode.attribution import Explanation
 from explainode.data.batch import Batch
 from explainode.errors import UserError
-from explainode.explainers.base import Explainer, count_passes, guard, pass_limit, predict, resolve_target
+from explainode.explainers.base import Explainer, count_passes, finished, guard, pass_limit, predict, prepared, resolve_target
+from explainode.explainers.guard import unwrap
+from explainode.explainers.layers import cut_at
+from explainode.explainers.one_pass import OnePass, read_together
+from explainode.explainers.passes import Passes
+from explainode.explainers.targets import Target, Unit
 from explainode.metrics.base import WHAT_IS_NEEDED, ExplanationMetric, full_name
 from explainode.metrics.results import Maps, Results, Row
 from explainode.metrics.statistics import bootstrap_interval
 from explainode.randomness import noise_scope
 
-Target = Tensor | int | Sequence[int] | Callable[[Tensor], Tensor] | None
 Progress = Callable[[str, int, int], None]
 
 _PIXELS_PER_PASS = 16 * 224 * 224  # of a chunk chosen by us: 16 pictures of 224x224, about 2 GiB of ResNet-18's activations
@@ -67,10 +72,16 @@ class _Session:
 
     def _over_rows(self, compute: Callable[[Tensor, Tensor], Tensor], x: Tensor, rows: Tensor | None, draw: int | None) -> Tensor:
         """`compute(x chunk, rows chunk)` over all rows, averaged over the noise draws; the chunk halves when memory runs out."""
+        return self._all_over_rows(lambda part, row: (compute(part, row),), x, rows, draw)[0]
+
+    def _all_over_rows(
+        self, compute: Callable[[Tensor, Tensor], tuple[Tensor, ...]], x: Tensor, rows: Tensor | None, draw: int | None
+    ) -> tuple[Tensor, ...]:
+        """The same where several tensors are computed at once."""
         rows = torch.arange(len(x), device=x.device) if rows is None else rows.to(x.device)
         paths = noise_draws(self.noise)
         base = (draw or 0) * max(1, paths)
-        total: Tensor | None = None
+        total: tuple[Tensor, ...] | None = None
         for path in range(max(1, paths)):
             parts = []
             first = 0
@@ -87,10 +98,10 @@ class _Session:
                     torch.cuda.empty_cache()
                     continue
                 first += len(x[chunk])
-            values = torch.cat(parts)
-            total = values if total is None else total + values
+            values = tuple(torch.cat(chunks) for chunks in zip(*parts, strict=True))
+            total = values if total is None else tuple(a + b for a, b in zip(total, values, strict=True))
         assert total is not None
-        return total / paths if paths > 1 else total
+        return tuple(value / paths for value in total) if paths > 1 else total
 
     def forward(self, x: Tensor, rows: Tensor | None = None, draw: int | None = None) -> Tensor:
         """(R, K) logits of x (R, C, H, W); row i is a copy of the batch's image `rows[i]`."""
@@ -110,6 +121,15 @@ class _Session:
         randomized copy), `target` (B,) for other classes."""
         network, classes = self.model if model is None else model, self.target if target is None else target
         return self._over_rows(lambda part, row: self.explainer(network, part, classes[row]), x, rows, draw)
+
+    def explain_together(self, group: Sequence[OnePass], x: Tensor) -> tuple[Tensor, ...]:
+        """What `explain` of each member of the group returns, from one forward and one backward."""
+
+        def compute(part: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
+            with prepared(self.model, part, self.target[rows]) as (network, part, classes):
+                return tuple(finished(attribution) for attribution in read_together(group, network, part, classes))
+
+        return self._all_over_rows(compute, x, None, None)
 
     def expected_sum(self, x: Tensor) -> Tensor | None:
         """(B,) what the attributions of x must add up to, or None where the method defines no sum."""
@@ -143,6 +163,19 @@ class _Session:
         return dict(zip(names, values.unbind(1), strict=True))
 
 
+T = TypeVar("T")
+
+
+def _timed(work: Callable[[], T], device: torch.device) -> tuple[T, Passes, float]:
+    """What `work` returns, the rows it sent through networks, and its seconds."""
+    start = time.perf_counter()
+    with count_passes() as passes:
+        result = work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return result, passes, time.perf_counter() - start
+
+
 def explain(
     explainer: Explainer,
     model: nn.Module,
@@ -164,7 +197,8 @@ def explain(
 
     Args:
         x: (B, C, H, W) pixels in [0, 1].
-        target: (B,) classes, one class, a callable `logits -> (B,)`, or None for the predicted class.
+        target: (B,) classes, one class, a callable `logits -> (B,)`, None for the predicted class, or a `Unit` of a layer. Of a unit the record
+            holds the network that ends at its layer: the channels' activations are its logits, the unit's channel its target.
         noise: "off", "path" (one noise path, shared by all path points, perturbed copies and chunks of an image) or "mean:k".
         sample_ids: (B,) keys of the images' noise; 0..B-1 by default.
         chunk_size: rows sent through the network at once, or "auto"; halved when memory runs out. The result does not depend on it.
@@ -173,6 +207,57 @@ def explain(
     Raises:
         UserError: for a batch of another shape, a target out of range, an unknown noise mode.
     """
+    return next(
+        _explanations(
+            [explainer],
+            model,
+            x,
+            target,
+            noise=noise,
+            seed=seed,
+            sample_ids=sample_ids,
+            chunk_size=chunk_size,
+            label=label,
+            mask=mask,
+            boxes=boxes,
+            fixation_map=fixation_map,
+            fixation_points=fixation_points,
+            shared=shared,
+        )
+    )
+
+
+def explain_many(explainers: Sequence[Explainer], model: nn.Module, x: Tensor, target: Target = None, **options: Any) -> list[Explanation]:
+    """What `explain` gives for each explainer, in their order, where those that read one forward and backward share it.
+
+    Saliency, InputXGradient and the class activation maps made of gradients, of whatever layers, cost one pass together. Their maps are
+    those of separate calls, bit for bit; the passes are counted on the first of them, the seconds shared out equally.
+
+    Args:
+        options: the keywords of `explain`.
+    """
+    return list(_explanations(explainers, model, x, target, **options))
+
+
+def _explanations(
+    explainers: Sequence[Explainer],
+    model: nn.Module,
+    x: Tensor,
+    target: Target = None,
+    *,
+    noise: str = "off",
+    seed: int = 0,
+    sample_ids: Tensor | None = None,
+    chunk_size: int | str = "auto",
+    label: Tensor | None = None,
+    mask: Tensor | None = None,
+    boxes: list[Tensor] | None = None,
+    fixation_map: Tensor | None = None,
+    fixation_points: Tensor | None = None,
+    shared: dict[Hashable, Any] | None = None,
+    share_passes: bool = True,
+) -> Iterator[Explanation]:
+    """The explanations of `explain_many`, each made when it is asked for; a shared pass when the first of its group is."""
     if x.dim() != 4 or not x.is_floating_point():
         raise UserError(f"images must be a float tensor of shape (B, C, H, W), got {x.dtype} of shape {tuple(x.shape)}")
     if (isinstance(chunk_size, str) and chunk_size != "auto") or (isinstance(chunk_size, int) and chunk_size < 1):
@@ -183,47 +268,54 @@ def explain(
     if len(ids) != len(x):
         raise UserError(f"sample_ids must have shape ({len(x)},), got {tuple(ids.shape)}")
     limit = automatic_chunk_size(x) if isinstance(chunk_size, str) else chunk_size
-    session = _Session(explainer, model, noise, seed, ids, limit)
     shared = {} if shared is None else shared
+    if isinstance(target, Unit):
+        shared = shared.setdefault(("unit", target), {})  # another network, with other outputs
+        model, target = cut_at(unwrap(model), target), target.channel
 
-    key = ("logits", noise, seed)
-    if key not in shared:
-        shared[key] = session.forward(x)
-    logits: Tensor = shared[key]
-    session.target = resolve_target(target, logits).to(x.device)
+    group = [explainer for explainer in explainers if share_passes and isinstance(explainer, OnePass)]
+    waiting: list[tuple[Tensor, Passes, float]] = []  # of the group: what was made and not yet asked for
+    for explainer in explainers:
+        session = _Session(explainer, model, noise, seed, ids, limit)
+        key = ("logits", noise, seed)
+        if key not in shared:
+            shared[key] = session.forward(x)
+        session.target = resolve_target(target, shared[key]).to(x.device)
 
-    start = time.perf_counter()
-    with count_passes() as passes:
-        attribution = session.explain(x)
-    if x.is_cuda:
-        torch.cuda.synchronize(x.device)
-    seconds = time.perf_counter() - start
-    expected = session.expected_sum(x)
-    return Explanation(
-        x=x,
-        target=session.target,
-        attribution=attribution,
-        logits=logits,
-        score=logits.gather(1, session.target[:, None])[:, 0],
-        completeness_error=None if expected is None else attribution.flatten(1).sum(1) - expected,
-        forwards=passes.forwards,
-        backwards=passes.backwards,
-        noise=noise,
-        seed=seed,
-        stochastic=noise != "off" or explainer.stochastic,
-        sample_ids=ids,
-        label=label,
-        mask=mask,
-        boxes=boxes,
-        seconds=seconds,
-        forward=session.forward,
-        explain=session.explain,
-        model=model,
-        diagnostics=session.diagnose(x),
-        fixation_map=fixation_map,
-        fixation_points=fixation_points,
-        shared=shared,
-    )
+        if isinstance(explainer, OnePass) and len(group) > 1:
+            if not waiting:
+                maps, passes, seconds = _timed(partial(session.explain_together, group, x), x.device)
+                counts = [passes, *(Passes() for _ in group[1:])]
+                waiting = [(attribution, count, seconds / len(group)) for attribution, count in zip(maps, counts, strict=True)]
+            attribution, passes, seconds = waiting.pop(0)
+        else:
+            attribution, passes, seconds = _timed(partial(session.explain, x), x.device)
+        expected = session.expected_sum(x)
+        yield Explanation(
+            x=x,
+            target=session.target,
+            attribution=attribution,
+            logits=shared[key],
+            score=shared[key].gather(1, session.target[:, None])[:, 0],
+            completeness_error=None if expected is None else attribution.flatten(1).sum(1) - expected,
+            forwards=passes.forwards,
+            backwards=passes.backwards,
+            noise=noise,
+            seed=seed,
+            stochastic=noise != "off" or explainer.stochastic,
+            sample_ids=ids,
+            label=label,
+            mask=mask,
+            boxes=boxes,
+            seconds=seconds,
+            forward=session.forward,
+            explain=session.explain,
+            model=model,
+            diagnostics=session.diagnose(x),
+            fixation_map=fixation_map,
+            fixation_points=fixation_points,
+            shared=shared,
+        )
 
 
 def _to_uint8(image: Tensor) -> np.ndarray:
@@ -295,6 +387,8 @@ def evaluate(
 ) -> Results:
     """Explain every image with every explainer and measure each explanation with every metric.
 
+    Explainers that read one forward and backward share it (see `explain_many`), unless a metric asks what each of them costs.
+
     Args:
         batches: this rank's images; an empty iterable is fine.
         n: length of the split: sample ids lie in [0, n).
@@ -306,8 +400,11 @@ def evaluate(
         Rows with value, 95 % bootstrap interval and n; values per image; curves; the panel's maps. Every rank gets the same rows.
 
     Raises:
-        UserError: if a metric needs masks, boxes, labels or fixations that the data does not have.
+        UserError: if a metric needs masks, boxes, labels or fixations that the data does not have, or the target is a unit of a layer.
     """
+    if isinstance(target, Unit):
+        raise UserError(f"evaluate measures explanations of classes, got {target}; explain a unit of a layer with explain()")
+    measure_cost = any(metric.kind == "cost" for metric in metrics.values())  # of each method alone
     device = _device(model)
     cells = {(e, m): copy.deepcopy(metric) for e in explainers for m, metric in metrics.items()}
     for metric in cells.values():
@@ -322,23 +419,24 @@ def evaluate(
         _check_needs(metrics, batch)
         images += len(batch)
         shared: dict[Hashable, Any] = {}
-        for e, explainer in explainers.items():
-            explanation = explain(
-                explainer,
-                model,
-                batch.image,
-                target,
-                noise=noise,
-                seed=seed,
-                sample_ids=batch.sample_id,
-                chunk_size=chunk_size,
-                label=batch.label,
-                mask=batch.mask,
-                boxes=batch.boxes,
-                fixation_map=batch.fixation_map,
-                fixation_points=batch.fixation_points,
-                shared=shared,
-            )
+        explanations = _explanations(
+            list(explainers.values()),
+            model,
+            batch.image,
+            target,
+            noise=noise,
+            seed=seed,
+            sample_ids=batch.sample_id,
+            chunk_size=chunk_size,
+            label=batch.label,
+            mask=batch.mask,
+            boxes=batch.boxes,
+            fixation_map=batch.fixation_map,
+            fixation_points=batch.fixation_points,
+            shared=shared,
+            share_passes=not measure_cost,
+        )
+        for e, explanation in zip(explainers, explanations, strict=True):
             for m in metrics:
                 start = time.perf_counter()
                 cells[e, m].update(explanation)

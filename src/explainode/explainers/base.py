@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from explainode.errors import UserError
 from explainode.explainers.guard import guard
+from explainode.explainers.layers import cut_at
 from explainode.explainers.passes import count_passes, gradient, pass_limit, predict, rows_per_pass
-from explainode.explainers.targets import Target, as_indices, resolve_target
+from explainode.explainers.targets import Target, Unit, as_indices, resolve_target
 from explainode.randomness import current_scope, noise_scope
 
 __all__ = ["BoundExplainer", "Explainer", "count_passes", "gradient", "guard", "pass_limit", "predict", "resolve_target", "rows_per_pass"]
@@ -34,6 +35,27 @@ def check_images(x: Tensor) -> Tensor:
     return x.clone() if x.is_inference() else x.detach()
 
 
+@contextmanager
+def prepared(model: nn.Module, x: Tensor, target: Target) -> Iterator[tuple[nn.Module, Tensor, Tensor]]:
+    """Context in which a method may work: the network under the guard, the images, the classes (B,) int64, in a noise scope.
+
+    To explain a unit is to explain the network that ends at its layer: the unit is one of its outputs.
+    """
+    with guard(model) as network:
+        x = check_images(x)
+        if isinstance(target, Unit):
+            network, target = cut_at(network, target), target.channel
+        with nullcontext() if current_scope() is not None else noise_scope(torch.arange(len(x)), active=False):
+            if target is None or callable(target):
+                target = resolve_target(target, predict(network, x))
+            yield network, x, as_indices(target, len(x), x.device)
+
+
+def finished(attribution: Tensor) -> Tensor:
+    """An attribution as it leaves the method: detached, float32 at least."""
+    return attribution.detach().to(torch.promote_types(attribution.dtype, torch.float32))
+
+
 @dataclass(frozen=True)
 class Explainer(ABC):
     """An explanation method and its parameters, without a network: one instance serves any number of them.
@@ -42,11 +64,13 @@ class Explainer(ABC):
         stochastic: the method samples, so that another `draw` of the noise scope gives another attribution.
         class_specific: the attribution depends on the explained class.
         needs_ode: only networks that solve an equation can be explained.
+        needs_attention: only networks with attention among all tokens can be explained.
     """
 
     stochastic: ClassVar[bool] = False
     class_specific: ClassVar[bool] = True
     needs_ode: ClassVar[bool] = False
+    needs_attention: ClassVar[bool] = False
 
     def __call__(self, model: nn.Module, x: Tensor, target: Target = None) -> Tensor:
         """The attribution of the target's logit to `x`, in any state of the model and of torch, which stay as they are.
@@ -57,7 +81,7 @@ class Explainer(ABC):
         Args:
             model: a network from pixels (B, C, H, W) to logits (B, K), or a wrapper of one.
             x: (B, C, H, W) on the model's device.
-            target: None, a class, one class per image, or a callable from logits (B, K) to classes (B,).
+            target: None, a class, one class per image, a callable from logits (B, K) to classes (B,), or a `Unit` of a layer.
 
         Returns:
             (B, C, H, W) or (B, 1, h, w): signed, unreduced, unnormalized, detached, float32 at least.
@@ -65,14 +89,8 @@ class Explainer(ABC):
         Raises:
             UserError: if x or the target does not fit.
         """
-        with guard(model) as network:
-            x = check_images(x)
-            scope = nullcontext() if current_scope() is not None else noise_scope(torch.arange(len(x)), active=False)
-            with scope:
-                if target is None or callable(target):
-                    target = resolve_target(target, predict(network, x))
-                attribution = self.attribute(network, x, as_indices(target, len(x), x.device)).detach()
-        return attribution.to(torch.promote_types(attribution.dtype, torch.float32))
+        with prepared(model, x, target) as (network, x, classes):
+            return finished(self.attribute(network, x, classes))
 
     @abstractmethod
     def attribute(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from explainode.errors import UserError
 from explainode.explainers.base import Explainer
 from explainode.explainers.baselines import Baseline, make_baseline
+from explainode.explainers.layers import PIXELS
+from explainode.explainers.one_pass import OnePass
 from explainode.explainers.passes import each_copy, gradient, predict
 from explainode.explainers.quadrature import Partition, quadrature
 from explainode.explainers.targets import select_score
@@ -17,25 +19,31 @@ from explainode.randomness import noise_rows
 
 
 @dataclass(frozen=True)
-class Saliency(Explainer):
+class Saliency(OnePass):
     """The gradient of the score, signed: how the score changes when a pixel changes a little.
 
     Source: Simonyan et al. 2014. We keep the sign, which the paper drops by taking the absolute value.
     """
 
-    def attribute(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
-        return gradient(model, x, target)[0]
+    def place(self, model: nn.Module, x: Tensor) -> str:
+        return PIXELS
+
+    def read(self, A: Tensor, gradient: Tensor) -> Tensor:
+        return gradient
 
 
 @dataclass(frozen=True)
-class InputXGradient(Explainer):
+class InputXGradient(OnePass):
     """x * df/dx: the first-order share of each value in the score, exact for networks that are linear and without bias.
 
     Source: Shrikumar et al. 2016.
     """
 
-    def attribute(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
-        return x * gradient(model, x, target)[0]
+    def place(self, model: nn.Module, x: Tensor) -> str:
+        return PIXELS
+
+    def read(self, A: Tensor, gradient: Tensor) -> Tensor:
+        return A * gradient
 
 
 def score_difference(model: nn.Module, x: Tensor, baseline: Tensor, target: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ Letters: B images, g copies of each, R = g * B rows ordered (copy, image).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -98,19 +98,25 @@ def predict(model: nn.Module, x: Tensor) -> Tensor:
     return in_passes(lambda rows: (forward(model, rows),), x)[0]
 
 
-def differentiate(score: Tensor, wrt: Tensor) -> Tensor:
-    """The gradient of the summed score, one counted backward; no `.grad` is touched.
+def differentiate_at(score: Tensor, places: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The gradient of the summed score at every place, by one counted backward; no `.grad` is touched.
 
     Raises:
-        UserError: if the score has no graph to `wrt`.
+        UserError: if the score has no graph to one of them.
     """
-    gradient = torch.autograd.grad(score.sum(), wrt, allow_unused=True)[0] if score.requires_grad else None
-    if gradient is None:
+    gradients = torch.autograd.grad(score.sum(), places, allow_unused=True) if score.requires_grad else ()
+    found = tuple(gradient for gradient in gradients if gradient is not None)
+    if len(found) < len(places):
         raise UserError(
             "the score carries no gradient to the input; the model detaches it or runs under no_grad, so use a method without gradients"
         )
     record_pass(backwards=len(score))
-    return gradient
+    return found
+
+
+def differentiate(score: Tensor, wrt: Tensor) -> Tensor:
+    """The gradient of the summed score at one place, see `differentiate_at`."""
+    return differentiate_at(score, [wrt])[0]
 
 
 def gradient(model: nn.Module, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
