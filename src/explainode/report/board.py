@@ -11,11 +11,11 @@ from explainode.errors import UserError
 from explainode.metrics.results import Maps
 from explainode.report.colors import Colors, fault, reduce_maps, scales_of
 
-CONTROLS = ("random_map", "centre_prior", "center_prior", "edge_map", "inverted_map")
+CONTROLS = ("random_map", "centre_prior", "center_prior", "edge_map", "inverted_map", "squared")
 
 
 def is_control(explainer: str) -> bool:
-    """Whether an explainer is one of the controls, which know nothing of the model and which every real explainer should beat."""
+    """Whether an explainer is one of the controls: what knows nothing of the model, or (`squared`) nothing more than another map but its contrast."""
     return explainer.startswith(CONTROLS)
 
 

@@ -13,8 +13,21 @@ from explainode.report.board import is_control
 from explainode.report.run import final
 
 LEVEL = 0.05
-HEADLINES = ("max_sensitivity", "deletion", "insertion", "segmentation_agreement")  # what is asked first of two models
-FAITHFUL = ("deletion", "insertion", "segmentation_agreement")  # what a control can be beaten on; a constant map is never sensitive
+HEADLINES = (
+    "max_sensitivity",
+    "deletion",
+    "insertion",
+    "pixel_auroc",
+    "best_area_miou",
+    "segmentation_agreement",
+)  # what is asked first of two models
+FAITHFUL = (
+    "deletion",
+    "insertion",
+    "pixel_auroc",
+    "best_area_miou",
+    "segmentation_agreement",
+)  # what a control can be beaten on; a constant map is never sensitive
 FACTS = ("cost", "completeness_error")  # have a direction, but are no reason to trust one network more than another
 
 
