@@ -114,7 +114,7 @@ class FGSM(Attack):
     Args:
         epsilon: length of the step, in pixel units.
 
-    Source: Goodfellow et al. 2015, Eq. 2.
+    Source: Goodfellow et al. 2015.
     """
 
     epsilon: float = 8 / 255
@@ -153,7 +153,7 @@ class GuidedPGD(PGD):
         top: how many values (or pixels) may change.
         unit: "value": of the C*H*W numbers of an image; "pixel": places, all channels of each.
 
-    Source: paper 002, Sec. 5.3 and Table 2: 500 of 224*224*3, 8/255, at most 20 iterations, stop at a wrong prediction. The paper says
+    Source: paper 002, Table 2: 500 of 224*224*3, 8/255, at most 20 iterations, stop at a wrong prediction. The paper says
     "pixels" but counts 500 / 150528 = 0.003, so values. It does not give alpha: We take epsilon / 8 = 1/255, and it belongs beside
     every number, since the number of steps is mostly a function of it. No random start: the set of changed values would not be the map's.
     """

@@ -28,7 +28,7 @@ class AverageDrop(ExplanationMetric):
     Shapes:
         compute(): two scalars in [0, 1]. Costs one forward per image.
 
-    Source: Chattopadhyay et al. 2018 (Grad-CAM++), Sec. 4.1, for maps >= 0 and black; f is the softmax probability of the predicted class.
+    Source: Chattopadhyay et al. 2018 (Grad-CAM++), for maps >= 0 and black; f is the softmax probability of the predicted class.
     We scale signed maps by their own minimum and maximum too, so that a map that is negative everywhere but at one pixel hides nothing.
     """
 

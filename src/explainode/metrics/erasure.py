@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from explainode.attribution import Explanation
+from explainode.errors import UserError
 from explainode.metrics.perturbation import check_percent
 from explainode.metrics.points import PerturbationPoints, ScoreAtPoints
 
@@ -22,7 +23,7 @@ class AOPC(ScoreAtPoints):
     Shapes:
         compute(): (), in [-1, 1] for probabilities.
 
-    Source: Samek et al. 2017, Eq. 12: 1 / (L + 1) sum_{k=0}^{L}. We take away single pixels down to the baseline; they, 100 of the 9 x 9
+    Source: Samek et al. 2017: 1 / (L + 1) sum_{k=0}^{L}. We take away single pixels down to the baseline; they, 100 of the 9 x 9
     patches of a 227 x 227 image. With the whole grid it is the clean score minus the mean of the deletion curve.
     """
 
@@ -39,8 +40,9 @@ class AOPC(ScoreAtPoints):
         ties: str = "raster",
     ) -> None:
         self.points = points
-        steps = max(points - 1, 0)
-        super().__init__([100 * k / max(steps, 1) for k in range(points)], baseline, reduction, score, target, ties)
+        if points < 2:
+            raise UserError(f"points must be at least 2, got {points}; 101 is usual")
+        super().__init__([100 * k / (points - 1) for k in range(points)], baseline, reduction, score, target, ties)
 
     def measure(self, explanation: Explanation) -> Tensor:
         lost = self.clean(explanation) - self.followed(explanation, self.without_most(explanation))
@@ -57,7 +59,7 @@ class Comprehensiveness(ScoreAtPoints):
     Shapes:
         compute(): (), in [-1, 1] for probabilities.
 
-    Source: DeYoung et al. 2020 (ERASER), Eq. 1 and the aggregate over 1, 5, 10, 20 and 50 %. They remove words; We replace pixels.
+    Source: DeYoung et al. 2020 (ERASER), with its aggregate over 1, 5, 10, 20 and 50 %. They remove words; We replace pixels.
     """
 
     higher_is_better = True
@@ -83,7 +85,7 @@ class Comprehensiveness(ScoreAtPoints):
 class Sufficiency(Comprehensiveness):
     """Mean over `percent` of f(x) - f(the most relevant pixels alone): lower, the map's best pixels suffice.
 
-    Source: DeYoung et al. 2020 (ERASER), Eq. 2; otherwise as `Comprehensiveness`.
+    Source: DeYoung et al. 2020 (ERASER); otherwise as `Comprehensiveness`.
     """
 
     higher_is_better = False

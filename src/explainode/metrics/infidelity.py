@@ -36,7 +36,7 @@ class Infidelity(ExplanationMetric):
     Shapes:
         compute(): three scalars, >= 0. Costs `draws` forwards per image, once for all explainers of a batch.
 
-    Source: Yeh et al. 2019, Def. 2.1 and Sec. 3 (square removal, noisy baseline); beta as in the authors' code, captum's `normalize`.
+    Source: Yeh et al. 2019 (square removal, noisy baseline); beta as in the authors' code, captum's `normalize`.
     We draw squares of one size at any place inside the image. A map of one channel counts for all channels of its pixel.
     """
 

@@ -44,7 +44,7 @@ def inpaint(x: Tensor, removed: Tensor) -> Tensor:
     Solves sum_j w_ij (v_i - v_j) = 0 for all removed i by conjugate gradients, in a batch and without a matrix; w is 1/6 for direct and 1/12
     for diagonal neighbors inside the image.
 
-    Source: Rong et al. 2022 (ROAD), Sec. 4.2 and its code, without its noise. We solve until no equation is off by more than 1e-5.
+    Source: Rong et al. 2022 (ROAD) and its code, without its noise. We solve until no equation is off by more than 1e-5.
     """
     hole = removed[:, None]
     nothing_left = removed.flatten(1).all(1).view(-1, 1, 1, 1)

@@ -26,7 +26,7 @@ class ROAD(ScoreAtPoints):
     Shapes:
         compute(): three scalars; the headline in [-1/2, 1/2] for probabilities. Costs 2 * len(percent) forwards per image.
 
-    Source: Rong et al. 2022, Sec. 4.2; combined as in pytorch-grad-cam's `ROADCombined`. We count pixels (ties in raster order) where it
+    Source: Rong et al. 2022; combined as in pytorch-grad-cam's `ROADCombined`. We count pixels (ties in raster order) where it
     cuts by percentile, which removes all zeros of a ReLU map at once; the paper reports accuracy, We follow the score; noise is keyed.
     """
 

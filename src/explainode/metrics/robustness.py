@@ -51,6 +51,7 @@ class MapUnderAttack(ExplanationMetric):
     Results: the headline is the Dice coefficient of both foregrounds; `pearson` the linear correlation (PCC) of the heatmaps;
     `success` the share of images whose predicted class the attack changed, a fact about the network.
     Images whose map is constant or not finite, before or after, are excluded and counted.
+    A map that does not look at the network (a centered bump) is perfectly robust: read this beside faithfulness and sanity.
 
     Args:
         attack: on the predicted class; once for all explainers of a batch.
@@ -60,7 +61,7 @@ class MapUnderAttack(ExplanationMetric):
     Shapes:
         compute(): three scalars, in [0, 1], [-1, 1] and [0, 1]. Costs the attack once a batch, and one explanation per image.
 
-    Source: Galli et al. 2021 in paper 004, Sec. 4 (Dice of Guided Grad-CAM under FGSM and DeepFool). The cut is not given there: We cut at
+    Source: Galli et al. 2021 in paper 004 (Dice of Guided Grad-CAM under FGSM and DeepFool). The cut is not given there: We cut at
     the mean of the map. We explain the class of the clean image; another prediction would move the map by itself.
     """
 
@@ -100,7 +101,7 @@ class HeatmapGuidedPGD(ExplanationMetric):
         explanation.label: (B,), -1 where unknown: such images count in `asr_all` alone.
         compute(): five scalars. Costs at most `steps` forwards and backwards per image.
 
-    Source: paper 002, Sec. 5.3 and Table 2, whose columns all obey accuracy = 0.71 (1 - ASR), so ASR is over the correctly classified.
+    Source: paper 002, Table 2, whose columns all obey accuracy = 0.71 (1 - ASR), so ASR is over the correctly classified.
     """
 
     columns = ("asr_all", "accuracy", "clean", "steps")

@@ -64,7 +64,7 @@ class ParameterRandomization(ExplanationMetric):
     Shapes:
         compute(): two scalars. Costs `stages` explanations per image.
 
-    Source: Adebayo et al. 2018, Sec. 3.1 (both modes; Spearman and SSIM). They initialize layers anew; We draw each parameter with the mean
+    Source: Adebayo et al. 2018 (both modes; Spearman and SSIM). They initialize layers anew; We draw each parameter with the mean
     and deviation that training gave it and keep the statistics of batch norm, so that activations neither die nor explode. Layers are in
     order of registration. Draws are keyed by seed and parameter, the same for all explainers, batches and ranks.
     """

@@ -113,7 +113,7 @@ class LocalLipschitz(ExplanationMetric):
     Shapes:
         compute(): two scalars, >= 0. Costs `draws` explanations per image.
 
-    Source: Alvarez-Melis and Jaakkola 2018, Eq. 6. We take the worst of random steps; they optimize over the ball.
+    Source: Alvarez-Melis and Jaakkola 2018. We take the worst of random steps; they optimize over the ball.
     """
 
     columns = ("", "relative")
