@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -92,7 +89,8 @@ class HeatmapGuidedPGD(ExplanationMetric):
     Results: the headline ASR is the share of attacked images that were fooled, over the correctly classified; `asr_all` the share of all
     images whose prediction changed; `step` the mean number of steps of the successes (of correctly classified images); `accuracy` that of
     all images after the attack, exactly clean accuracy * (1 - ASR); `clean` the accuracy before it.
-    Images whose map is constant or not finite are excluded and counted; they are in none of these.
+    Images whose map is constant or not finite are excluded and counted; they are in none of these. Images that a result is not about (the
+    wrongly classified, for ASR) count as excluded from it too.
 
     Args:
         top, unit, epsilon, alpha, steps: see `GuidedPGD`; alpha is part of the protocol, since `step` is mostly a function of it.
@@ -104,8 +102,7 @@ class HeatmapGuidedPGD(ExplanationMetric):
     Source: paper 002, Table 2, whose columns all obey accuracy = 0.71 (1 - ASR), so ASR is over the correctly classified.
     """
 
-    columns = ("asr_all", "accuracy", "clean", "steps")
-    results: ClassVar[tuple[str, ...]] = ("", "asr_all", "step", "accuracy", "clean")
+    columns = ("", "asr_all", "step", "accuracy", "clean")
     higher_is_better = {"": True, "asr_all": True, "step": False, "accuracy": False, "clean": None}
     needs = frozenset({"label"})
     kind = "guided_pgd"
@@ -119,21 +116,16 @@ class HeatmapGuidedPGD(ExplanationMetric):
         relevance = explanation.attribution.flatten(1)
         low, high = relevance.amin(1), relevance.amax(1)
         good = torch.nonzero(torch.isfinite(low) & torch.isfinite(high) & (high > low))[:, 0]
-        values = torch.full((len(explanation), 4), torch.nan, dtype=torch.float64, device=relevance.device)
+        values = torch.full((len(explanation), len(self.columns)), torch.nan, dtype=torch.float64, device=relevance.device)
         if not len(good):
             return values
         found = attacked(explanation, self.attack, good, explanation.attribution[good])
-        clean = correct(explanation, explanation.logits)[good]
-        hit = clean * found.success  # NaN where the label is not known
-        values[good] = torch.stack((found.success.double(), clean - hit, clean, hit * found.steps), 1)
+        clean = correct(explanation, explanation.logits)[good]  # NaN where the label is not known
+        success = found.success.double()
+        asr = torch.where(clean == 1, success, torch.nan)
+        step = torch.where(asr == 1, found.steps.double(), torch.nan)
+        values[good] = torch.stack((asr, success, step, clean * (1 - success), clean), 1)
         return values
-
-    def combine(self, means: np.ndarray) -> np.ndarray:
-        asr_all, accuracy, clean, steps = np.moveaxis(means, -1, 0)
-        fooled = clean - accuracy
-        asr = np.divide(fooled, clean, out=np.full_like(clean, np.nan), where=clean > 0)
-        step = np.divide(steps, fooled, out=np.full_like(clean, np.nan), where=fooled > 0)
-        return np.stack((asr, asr_all, step, accuracy, clean), -1)
 
     def settings(self) -> tuple[str, ...]:
         return f"{self.top}{self.unit}s", f"eps{255 * self.epsilon:.3g}/255", f"alpha{255 * self.alpha:.3g}/255", f"{self.steps}steps"
