@@ -1,6 +1,7 @@
 """Imports go down: the floors of docs/architecture.md, read from the code with `ast`."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -82,3 +83,10 @@ def test_libraries_stay_in_their_rooms(path):
 def test_every_room_has_a_floor():
     rooms = {_room(path) for path in _modules()} - {"__init__", "__main__"}
     assert rooms <= set(FLOOR_OF), f"rooms without a floor: {rooms - set(FLOOR_OF)}"
+
+
+def test_every_package_is_in_the_wheel():
+    """An editable install hides what `packages` in pyproject.toml leaves out."""
+    listed = re.findall(r'^  "(explainode[\w.]*)",$', (SOURCE.parents[1] / "pyproject.toml").read_text(encoding="utf-8"), flags=re.M)
+    found = {".".join(path.parent.relative_to(SOURCE.parent).parts) for path in SOURCE.rglob("__init__.py")}
+    assert sorted(listed) == sorted(found | {"explainode.conf"})
