@@ -74,6 +74,22 @@ def test_attention_that_puts_the_sequence_first_is_recorded_for_every_image():
     assert (found - singles).abs().max() <= 1e-10 * found.abs().max()
 
 
+def test_a_network_that_does_otherwise_with_one_image_gets_baselines_for_all(net, x, target):
+    class Otherwise(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        def forward(self, x):
+            return self.net(x if len(x) > 1 else x * 1)
+
+    explainer = DeepSHAP(torch.rand(2, 3, 12, 12))
+    with count_passes() as counted:
+        found = explainer(Otherwise(), x, target)
+    assert (found - explainer(net, x, target)).abs().max() <= 1e-5 * found.abs().max()
+    assert counted.forwards == 4 + 1 + 2 * 4  # one baseline is tried alone
+
+
 def test_drawn_baselines_are_colors_keyed_by_seed_and_draw(net, x, target):
     references = DeepSHAP(5)._references(x)
     assert references.shape == (5, 3, 12, 12) and (references == references[..., :1, :1]).all()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +14,7 @@ from explainode.explainers.gradient import score_difference
 from explainode.explainers.passes import each_copy, in_passes, predict, record_pass
 from explainode.explainers.targets import check_logits, check_range, select_score
 from explainode.randomness import chain, current_scope, noise_rows, sample_keys, uniform
-from explainode.relevance.comparison import Comparison
+from explainode.relevance.comparison import Comparison, same_operations
 from explainode.relevance.composites import backpropagation
 from explainode.relevance.rule import Rule
 from explainode.relevance.rules.deeplift import Rescale, RevealCancel
@@ -40,11 +39,11 @@ def _record(model: nn.Module, x: Tensor, target: Tensor) -> Tape:
     return tape
 
 
-def _multipliers(tape: Tape, reference: Tape | None, target: Tensor, rule: str) -> Tensor:
-    """(B, C, H, W) of one counted walk; without a reference the walk is the chain rule."""
+def _multipliers(tape: Tape, reference: Tape | None, target: Tensor, rule: str, last: bool = False) -> Tensor:
+    """(B, C, H, W) of one counted walk; without a reference the walk is the chain rule. After the `last` walk the image's tape is gone."""
     record_pass(backwards=tape.batch)
     walk = Walk(tape) if reference is None else Comparison(tape, reference)
-    return walk.back({tape.output: seed(tape, target, "one")}, backpropagation(RULES[rule]))
+    return walk.back({tape.output: seed(tape, target, "one")}, backpropagation(RULES[rule]), last=last)
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ class DeepLIFT(Explainer):
         def evaluate(x: Tensor, x0: Tensor, target: Tensor) -> tuple[Tensor]:
             tape = _record(model, x, target)
             reference = None if self.rule == "linear" else _record(model, x0, target)
-            return ((x - x0) * _multipliers(tape, reference, target, self.rule),)
+            return ((x - x0) * _multipliers(tape, reference, target, self.rule, last=True),)
 
         return in_passes(evaluate, x, make_baseline(self.baseline, x), target)[0]
 
@@ -133,8 +132,9 @@ class DeepSHAP(Explainer):
             tape, total = _record(model, x, target), torch.zeros_like(x)
             shared = not _has_noise() and _is_batch_first(tape)
             for x0 in references:
-                with _one_row() if shared else nullcontext():
-                    reference = _record(model, x0[None] if shared else x0.expand_as(x), target)
+                reference = _record_alone(model, x0, target) if shared else None
+                if reference is None or not same_operations(tape, reference):  # torch may multiply a single row by other operations
+                    shared, reference = False, _record(model, x0.expand_as(x), target)
                 total += (x - x0) * _multipliers(tape, reference, target, self.rule)
             return (total / len(references),)
 
@@ -158,9 +158,10 @@ def _has_noise() -> bool:
     return scope is not None and scope.active
 
 
-def _one_row() -> AbstractContextManager[object]:
-    """Context for a batch of one that belongs to no image."""
-    return noise_rows(torch.zeros(1, dtype=torch.int64))
+def _record_alone(model: nn.Module, x0: Tensor, target: Tensor) -> Tape:
+    """The tape of one image (C, H, W) that is none of the batch."""
+    with noise_rows(torch.zeros(1, dtype=torch.int64)):
+        return _record(model, x0[None], target)
 
 
 def _is_batch_first(tape: Tape) -> bool:

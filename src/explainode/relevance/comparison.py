@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from explainode.errors import UserError
 from explainode.relevance.operations import Affine, Linear, Operation, Slot, Sum, Value
+from explainode.relevance.tape import Tape
 from explainode.relevance.walk import Walk
 
 # their numbers are shapes and positions, which hold the number of images
@@ -40,7 +41,7 @@ class Comparison(Walk):
     def __post_init__(self) -> None:
         assert self.reference is not None
         mine, other = self.tape.operations, self.reference.operations
-        if len(mine) != len(other) or any(_wiring(a) != _wiring(b) for a, b in zip(mine, other, strict=True)):
+        if not same_operations(self.tape, self.reference):
             raise UserError(
                 "the network computes the image in other operations than the baseline (an adaptive solver, a branch that depends on the "
                 "image); choose a solver with fixed steps or a gradient method (ig)"
@@ -123,6 +124,11 @@ class Comparison(Walk):
         """Free what was kept for the outputs of an operation that has been walked."""
         for output in operation.outputs:
             self._spreads.pop(id(output), None)
+
+
+def same_operations(a: Tape, b: Tape) -> bool:
+    """Whether two tapes hold the same operations on each other's results."""
+    return [_wiring(operation) for operation in a.operations] == [_wiring(operation) for operation in b.operations]
 
 
 def _wiring(operation: Operation) -> tuple[Any, ...]:
