@@ -69,8 +69,9 @@ def _bias_of(add: Operation) -> tuple[ProductWithConstant, Rearrangement | None,
         isinstance(bias, Tensor) and bias.dim() == 1 and value.data.shape[-1] == len(bias) and add.output.data.shape == value.data.shape
     ):
         return None
-    producer, view = value.producer, None
-    if isinstance(producer, Rearrangement) and producer.name in ("view", "_unsafe_view"):
-        producer, view = producer.inputs[0].producer, producer
-    rows = isinstance(producer, ProductWithConstant) and len(producer.args) == 2 and isinstance(producer.args[0], Slot)
-    return (producer, view, bias) if rows and producer.output.data.shape[-1] == len(bias) else None
+    producer = value.producer
+    view = producer if isinstance(producer, Rearrangement) and producer.name in ("view", "_unsafe_view") else None
+    product = producer if view is None else view.inputs[0].producer
+    if not (isinstance(product, ProductWithConstant) and len(product.args) == 2 and isinstance(product.args[0], Slot)):
+        return None
+    return (product, view, bias) if product.output.data.shape[-1] == len(bias) else None

@@ -1,15 +1,17 @@
-"""Rules for attention: products of two explained matrices, and softmax."""
+"""Rules for transformers: products of two explained matrices, softmax, normalization with a constant scale, and residual sums that share by totals."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from explainode.relevance.operations import Bilinear, Operation, Softmax
-from explainode.relevance.rule import Relevance, Rule, ratio, stabilized, vanishing
+from explainode.errors import UserError
+from explainode.relevance.operations import Bilinear, Norm, Operation, Softmax, Sum
+from explainode.relevance.rule import Relevance, Rule, fit, ratio, stabilized, vanishing
 from explainode.relevance.rules.structure import GATES, made_by
 
 if TYPE_CHECKING:
@@ -110,3 +112,72 @@ class SoftmaxTaylor(Rule):
         assert R is not None
         finite = torch.where(s > 0, x, 0.0)  # masked entries are -inf
         return (finite * (R - s * R.sum(operation.dim, keepdim=True)),)
+
+
+@dataclass(frozen=True)
+class ConstantScale(Rule):
+    """Layer and group normalization whose standard deviation is a constant: y = w (x - mean x) / sigma + b is linear, and shared out by epsilon.
+
+    R_x = x * J^T (R / (y + epsilon sign y)) with J the Jacobian at constant sigma; the share of b is absorbed.
+
+    Args:
+        epsilon: added to y with its sign.
+
+    Source: Ali et al. 2022 (LN rule); Achtibat et al. 2024, Prop. 3.4 (identity for 1 / sigma) and Eq. 8 (epsilon for what is linear).
+    """
+
+    kinds = ("norm",)
+    epsilon: float = 1e-6
+
+    def propagate(self, operation: Operation, relevance: Relevance, walk: Walk) -> Relevance:
+        assert isinstance(operation, Norm)
+        (R,), x = relevance, operation.inputs[0].data
+        assert R is not None
+        s = ratio(R, stabilized(operation.output.data, self.epsilon))
+        return (x * centered_transpose(operation, s),)
+
+
+def centered_transpose(operation: Norm, s: Tensor) -> Tensor:
+    """J^T s of a normalization whose sigma is held constant: (w s - mean(w s)) / sigma, means over each normalized group.
+
+    Raises:
+        UserError: for a normalization other than by layers or groups.
+    """
+    x, args = operation.inputs[0].data, operation.args
+    if operation.name == "native_layer_norm":
+        _, shape, w, _, epsilon = args
+        groups = x.reshape(-1, math.prod(shape))
+        scaled = s if w is None else s * w
+    elif operation.name == "native_group_norm":
+        _, w, _, batch, channels, _, count, epsilon = args
+        groups = x.reshape(batch * count, -1)
+        scaled = s if w is None else s * w.view(1, channels, *[1] * (x.dim() - 2))
+    else:
+        raise UserError(f"{operation} normalizes neither layers nor groups, so its scale cannot be held constant; let its relevance pass")
+    sigma = (groups.var(1, correction=0, keepdim=True) + epsilon).sqrt()
+    scaled = scaled.reshape_as(groups)
+    return ((scaled - scaled.mean(1, keepdim=True)) / sigma).view_as(x)
+
+
+@dataclass(frozen=True)
+class ShareTotals(Rule):
+    """R_a = a / (a + b) R and R_b likewise, each then scaled so that the totals over an image stand as |sum R_a| : |sum R_b| and add up to sum R.
+
+    Source: Chefer et al. 2021, Eq. 9 and 10. Their code adds up over the batch; we over each image, which for one image is the same.
+    """
+
+    kinds = ("sum",)
+
+    def propagate(self, operation: Operation, relevance: Relevance, walk: Walk) -> Relevance:
+        assert isinstance(operation, Sum)
+        (R,), output, samples = relevance, operation.output, walk.samples
+        assert R is not None
+        parts = [sign * value.data for sign, value in zip(operation.signs, operation.inputs, strict=True)]
+        s = ratio(R, output.data)
+        shares = [(part * s).expand_as(R) for part in parts]
+        totals = [samples.sum(output, share) for share in shares]
+        sizes = totals[0].abs() + totals[1].abs()
+        arrived = samples.sum(output, R)
+        scales = [ratio(ratio(total.abs(), sizes) * arrived, total) for total in totals]
+        shares = [share * samples.spread(output, scale) for share, scale in zip(shares, scales, strict=True)]
+        return tuple(fit(share, value.data.shape) for share, value in zip(shares, operation.inputs, strict=True))
