@@ -1,4 +1,4 @@
-"""A small network with everything that may go wrong: BatchNorm, dropout, in-place ReLU, noise, forwards that draw random numbers and fail."""
+"""Small networks with all that may go wrong: BatchNorm, dropout, in-place ReLU, attention, noise, forwards that draw random numbers and fail."""
 
 from __future__ import annotations
 
@@ -51,6 +51,40 @@ class SmallNet(nn.Module):
         return self.head(self.drop(self.body(x)).mean((2, 3)))
 
 
+class SmallViT(nn.Module):
+    """(B, 3, 12, 12) -> (B, 5): two blocks on 3 x 3 patches and a class token."""
+
+    def __init__(self, magnitude: float = 0.0) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 4, stride=4)
+        self.class_token = nn.Parameter(torch.randn(1, 1, 8))
+        self.fuse = Fuse()
+        self.noise = Noise(magnitude)
+        self.noise.block = 0
+        self.blocks = nn.Sequential(
+            *(nn.TransformerEncoderLayer(8, 2, 16, 0.5, nn.GELU(), batch_first=True, norm_first=True) for _ in range(2))
+        )
+        self.norm = nn.LayerNorm(8)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.fuse(self.patches(x).flatten(2).transpose(1, 2))
+        noise = self.noise(x)
+        if noise is not None:
+            x = x + noise
+        x = torch.cat([self.class_token.expand(len(x), -1, -1), x], 1)
+        return self.head(self.norm(self.blocks(x))[:, 0])
+
+
+def make_vit(magnitude: float = 0.0) -> SmallViT:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = SmallViT(magnitude)
+        for parameter in net.parameters():
+            nn.init.normal_(parameter, 0, 0.5)  # attention that is far from even
+    return net.eval()
+
+
 def make_net(magnitude: float = 0.0) -> SmallNet:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -64,6 +98,11 @@ def make_net(magnitude: float = 0.0) -> SmallNet:
 
 
 @pytest.fixture
+def small_net() -> SmallNet:
+    return make_net()
+
+
+@pytest.fixture
 def net() -> SmallNet:
     return make_net()
 
@@ -71,6 +110,16 @@ def net() -> SmallNet:
 @pytest.fixture
 def noisy_net() -> SmallNet:
     return make_net(0.5)
+
+
+@pytest.fixture
+def vit() -> SmallViT:
+    return make_vit()
+
+
+@pytest.fixture
+def noisy_vit() -> SmallViT:
+    return make_vit(0.5)
 
 
 @pytest.fixture

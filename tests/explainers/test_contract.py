@@ -11,7 +11,11 @@ from torch import nn
 
 from explainode.cli.registry import get
 from explainode.dynamics.solver import RungeKutta
+from explainode.evaluation import in_batches
+from explainode.explainers.attention import IViT
 from explainode.explainers.base import Explainer, count_passes, guard, pass_limit
+from explainode.explainers.deeplift import DeepSHAP
+from explainode.explainers.score_cam import GroupCAM
 from explainode.models.neural_ode import NeuralODE
 from explainode.randomness import noise_scope
 
@@ -20,34 +24,43 @@ NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))
 
 
 @pytest.fixture(params=NAMES)
-def explainer(request) -> Explainer:
-    return get(f"explainer/{request.param}")
+def explainer(request, small_net, x) -> Explainer:
+    """An entry; one that learns from data has seen some."""
+    return get(f"explainer/{request.param}").fit(small_net, in_batches(x))
 
 
-def suited(net: nn.Module, explainer: Explainer) -> nn.Module:
-    """The network, or the neural ODE made of it where only such can be explained."""
+def suited(net: nn.Module, vit: nn.Module, explainer: Explainer) -> nn.Module:
+    """The network, or the transformer or the neural ODE made of the network where only such can be explained."""
+    if explainer.needs_attention:
+        return vit
     return NeuralODE.from_resnet(net, RungeKutta("midpoint", steps=2)) if explainer.needs_ode else net
 
 
 @pytest.fixture
-def net(net, explainer):
-    return suited(net, explainer)
+def net(net, vit, explainer):
+    return suited(net, vit, explainer)
 
 
 @pytest.fixture
-def noisy_net(noisy_net, explainer):
-    return suited(noisy_net, explainer)
+def noisy_net(noisy_net, noisy_vit, explainer):
+    return suited(noisy_net, noisy_vit, explainer)
 
 
-def close(a: torch.Tensor, b: torch.Tensor) -> None:
+def close(a: torch.Tensor, b: torch.Tensor, tolerance: float = 1e-5) -> None:
     """Equal to 1e-5 of the largest value: convolutions of other batch sizes add in another order."""
-    assert (a - b).abs().max() <= 1e-5 * b.abs().max()
+    assert (a - b).abs().max() <= tolerance * b.abs().max()
+
+
+def rounding(explainer: Explainer) -> float:
+    """Group-CAM's weights are small differences of probabilities: rounding of 1e-8 on gains of 1e-4. I.ViT divides by sums that nearly cancel."""
+    return 1e-3 if isinstance(explainer, (GroupCAM, IViT)) else 1e-5
 
 
 def test_all_entries_are_there():
     assert {"saliency", "input_x_gradient", "ig", "ig_adaptive", "smoothgrad", "vargrad", "gradient_shap", "occlusion", "gradcam"} <= set(
         NAMES
     )
+    assert {"gradcampp", "xgradcam", "layercam", "cam", "scorecam", "groupcam", "fem"} <= set(NAMES)
     assert {"random_map", "centre_prior", "edge_map", "inverted_map"} <= set(NAMES)
 
 
@@ -74,7 +87,7 @@ def test_a_batch_of_four_equals_four_singles(explainer, noise, noisy_net, x, tar
         batch = explainer(noisy_net, x, target)
     for i in range(4):
         with noise_scope(ids[i : i + 1], seed=5, active=noise):
-            close(explainer(noisy_net, x[i : i + 1], target[i : i + 1]), batch[i : i + 1])
+            close(explainer(noisy_net, x[i : i + 1], target[i : i + 1]), batch[i : i + 1], rounding(explainer))
 
 
 @pytest.mark.parametrize("noise", [False, True])
@@ -83,7 +96,7 @@ def test_the_chunk_does_not_matter(explainer, noise, limit, noisy_net, x, target
     with noise_scope(torch.arange(4), active=noise):
         whole = explainer(noisy_net, x, target)
         with pass_limit(limit):
-            close(explainer(noisy_net, x, target), whole)
+            close(explainer(noisy_net, x, target), whole, rounding(explainer))
 
 
 def test_without_a_scope_rows_count_as_samples_0_to_b(explainer, net, x, target):
@@ -172,7 +185,7 @@ def test_expected_sum_is_one_number_per_image(explainer, net, x, target):
 
 def test_channels_last_and_double(explainer, net, x, target):
     expected = explainer(net, x, target)
-    close(explainer(net, x.to(memory_format=torch.channels_last), target), expected)
+    close(explainer(net, x.to(memory_format=torch.channels_last), target), expected, rounding(explainer))
     double = explainer(net.double(), x.double(), target)
     assert double.dtype == torch.float64
     assert (double - expected).abs().max() <= 1e-3 * expected.abs().max()
@@ -186,8 +199,8 @@ def test_bound_explainers_answer_captums_call(explainer, net, x, target):
     assert torch.equal(from_tuple, expected)
 
 
-def test_fit_returns_an_explainer(explainer, net):
-    assert isinstance(explainer.fit(net, []), Explainer)
+def test_fit_returns_an_explainer(explainer, net, x):
+    assert isinstance(explainer.fit(net, in_batches(x)), Explainer)
 
 
 def test_passes_are_counted_for_every_row(explainer, net, x, target):
@@ -195,4 +208,7 @@ def test_passes_are_counted_for_every_row(explainer, net, x, target):
     with count_passes() as passes:
         explainer(net, x, target)
     assert passes.forwards % 4 == 0 or "Adaptive" in type(explainer).__name__
-    assert passes.backwards <= passes.forwards
+    most = 2 if explainer.needs_attention else 1  # the gradient and the relevance of attention
+    if isinstance(explainer, DeepSHAP):
+        most = 4  # one forward of a baseline serves all images
+    assert passes.backwards <= passes.forwards * most
