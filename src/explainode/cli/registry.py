@@ -263,7 +263,7 @@ def load(path: str, overrides: Mapping[str, Any] | None = None) -> DictConfig:
         other, _, key = place.lstrip("/").partition("@")
         config[key] = OmegaConf.merge(load(f"{other}/{entry}"), config.get(key) or {})
     for key, value in (overrides or {}).items():
-        if key not in config:
+        if key not in set(config):  # `in config` is false for a key whose value is still missing (???)
             raise UserError(
                 f"{path} has no key {key!r}; the nearest are {nearest(key, [str(k) for k in config if not str(k).startswith('_')])}"
             )
@@ -294,7 +294,7 @@ def get(path: str, **overrides: Any) -> Any:
     # what a composed configuration would fill in (${data.num_classes}, ${seed}) is left to the constructor's default here
     values = _without_references(values)
     for key in objects:
-        if key not in config:
+        if key not in set(config):
             known = [str(name) for name in config if not str(name).startswith("_")]
             raise UserError(f"{path} has no key {key!r}; the nearest are {nearest(key, known)}")
         values.pop(key, None)

@@ -28,18 +28,20 @@ class Picture:
     Attributes:
         image: (3, H, W) float32 in [0, 1].
         notes: what was done to it that its owner may not expect.
+        source_size: height and width before it was cut and resized.
     """
 
     image: Tensor
     notes: list[str] = field(default_factory=list)
+    source_size: tuple[int, int] = (0, 0)
 
 
-def load_picture(source: str | Path | bytes, size: int | None = None) -> Picture:
+def load_picture(source: str | Path | bytes, size: int | None = None, upright: bool = True) -> Picture:
     """Reads a file, or its bytes.
 
     16-bit and floating-point gray is scaled to [0, 1], EXIF rotation is applied, transparency is laid on white, the first frame of an
     animation is taken; notes say so. With `size` the central square is cut out and resized to size x size (the same as resizing the shorter
-    side first, without ever building a larger picture).
+    side first, without ever building a larger picture). `upright=False` leaves it as it is stored, which is what masks and boxes refer to.
 
     Raises:
         UserError: if it is no picture or a torn one, has more than 40 million pixels, one pixel, or sides of more than 20 : 1.
@@ -63,10 +65,9 @@ def load_picture(source: str | Path | bytes, size: int | None = None) -> Picture
         raise UserError(f"{name} has {width}x{height} pixels; there is nothing to see in less than 2x2")
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise UserError(f"{name} has {width}x{height} pixels, longer than {MAX_ASPECT} : 1; cut out the part that matters")
-    notes: list[str] = []
     try:
         with opened:
-            return Picture(_decode(opened, size, notes), notes)
+            return _decode(opened, size, upright)
     except UserError as error:
         raise UserError(f"{name} {error}") from error.__cause__
     except Exception as error:  # foreign bytes may break a decoder in any way
@@ -107,34 +108,41 @@ def _guess(data: bytes) -> str:
     return "expected JPEG, PNG, WebP, GIF, TIFF or BMP"
 
 
-def _decode(image: Image.Image, size: int | None, notes: list[str]) -> Tensor:
-    """(3, H, W) in [0, 1]: upright, cut and resized before anything is converted, as conversions of the whole picture cost memory."""
+def _decode(image: Image.Image, size: int | None, upright: bool) -> Picture:
+    """Pixels in [0, 1]: upright, cut and resized before anything is converted, as conversions of the whole picture cost memory."""
+    notes: list[str] = []
     if image.format in ("GIF", "WEBP", "PNG", "TIFF", "AVIF") and _has_second_frame(image):
         notes.append("first of several frames")
     image.load()
-    image = _upright(image, notes)
+    if upright:
+        image = _upright(image, notes)
+    source_size = (image.height, image.width)
     if image.mode.startswith(("I", "F")):
-        gray = _resize(Image.fromarray(_scale_gray(image, notes)), size)
-        return torch.from_numpy(np.array(gray)).clamp_(0, 1).expand(3, -1, -1).contiguous()
+        gray = resize_square(Image.fromarray(_scale_gray(image, notes)), size)
+        return Picture(torch.from_numpy(np.array(gray)).clamp_(0, 1).expand(3, -1, -1).contiguous(), notes, source_size)
     if image.mode == "CMYK":
         notes.append("converted from CMYK")
     if image.has_transparency_data:
-        layered = _resize(image.convert("RGBA"), size)
+        layered = resize_square(image.convert("RGBA"), size)
         if layered.getchannel("A").getextrema() != (255, 255):
             notes.append("transparent parts shown on white")
         rgb = Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered).convert("RGB")
     else:
-        rgb = _resize(image.convert("RGB"), size)
-    return torch.from_numpy(np.array(rgb)).permute(2, 0, 1).to(torch.float32).div_(255)
+        rgb = resize_square(image.convert("RGB"), size)
+    return Picture(torch.from_numpy(np.array(rgb)).permute(2, 0, 1).to(torch.float32).div_(255), notes, source_size)
 
 
-def _resize(image: Image.Image, size: int | None) -> Image.Image:
+def central_square(height: int, width: int) -> tuple[float, float, int]:
+    """Top, left and side of the square that is cut out; top and left are halves of pixels where a side is odd and the other even."""
+    side = min(height, width)
+    return (height - side) / 2, (width - side) / 2, side
+
+
+def resize_square(image: Image.Image, size: int | None) -> Image.Image:
     """The central square as size x size; the whole picture without a size."""
     if size is None:
         return image
-    width, height = image.size
-    side = min(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
+    top, left, side = central_square(image.height, image.width)
     return image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
 
 
