@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from explainode.errors import UserError, nearest
 from explainode.relevance.composite import Assignment, Composite
 from explainode.relevance.rule import Rule
-from explainode.relevance.rules.attention import ConstantAttention, HalfBilinear, SoftmaxTaylor
+from explainode.relevance.rules.attention import ConstantAttention, ConstantScale, HalfBilinear, SoftmaxTaylor
 from explainode.relevance.rules.structure import AffineShare, Gate, Half, Pass, Route, Split
 
 ATTENTION = ("constant", "half", "taylor")
@@ -24,7 +24,8 @@ def lrp(
 ) -> Composite:
     """Layer-wise relevance propagation: `linear` decides the linear maps, the rest stands for all other operations.
 
-    Activations, normalization and softmax pass relevance on; the winner of a maximum takes it.
+    Activations, normalization and softmax pass relevance on; the winner of a maximum takes it. Where constants absorb, layer and group
+    normalization are linear with a constant scale instead: with a signed split relevance stays input * gradient of a linear network.
 
     Args:
         linear: assignments for linear maps and averages, in order of precedence; any other assignment may stand here too and comes first.
@@ -42,9 +43,9 @@ def lrp(
         if word not in words:
             raise UserError(f"{name} must be one of {', '.join(words)}, got {word!r}; the nearest are {nearest(word, words)}")
     positive = residual == "positive"
-    structure: list[Rule] = [Split(residual), Route(constants), Gate() if products == "gate" else Half()]
+    structure: list[Rule | Assignment] = [Split(residual), Route(constants), Gate() if products == "gate" else Half()]
     if constants == "absorb":
-        structure.append(AffineShare())
+        structure += [AffineShare(), *(Assignment(ConstantScale(0.0), op=f"native_{what}_norm") for what in ("layer", "group"))]
     if attention == "constant":
         structure.append(ConstantAttention(positive))
     else:
@@ -52,7 +53,7 @@ def lrp(
     if attention == "taylor":
         structure.append(SoftmaxTaylor())
     structure.append(Pass())
-    return Composite([*linear, *(Assignment(rule) for rule in structure)], seed)
+    return Composite([*linear, *(rule if isinstance(rule, Assignment) else Assignment(rule) for rule in structure)], seed)
 
 
 def backpropagation(rule: Rule) -> Composite:

@@ -33,7 +33,7 @@ class Value:
     """
 
     data: Tensor
-    producer: Operation | None = None
+    producer: Operation | None = field(default=None, repr=False)  # a repr would walk the whole network
     nonnegative: bool = False
     consumers: int = 0
 
@@ -94,6 +94,8 @@ class Operation:
         args, kwargs = tree_map(lambda leaf: inputs[leaf.index] if isinstance(leaf, Slot) else leaf, (self.args, self.kwargs))
         if self.name in ("view", "_unsafe_view"):  # the other inputs may lie otherwise in memory
             return (args[0].reshape(args[1]),)
+        if self.name == "as_strided":  # likewise; what was recorded lies in order
+            args = (args[0].contiguous(), *args[1:])
         result = self.function(*args, **kwargs)
         found = (result,) if isinstance(result, Tensor) else tuple(result)
         return found[: len(self.outputs)] if self.outputs else found
@@ -397,6 +399,10 @@ def _convolution(args: Sequence[Any], inputs: int) -> Kind:
     return ConvolutionOperation if inputs == 1 and isinstance(args[0], Slot) else Unknown
 
 
+def _index_put(args: Sequence[Any], inputs: int) -> Kind:
+    return Unknown if len(args) > 3 and args[3] else Rearrangement  # accumulating adds
+
+
 def _vector_norm(args: Sequence[Any], inputs: int) -> Kind:
     return Length if len(args) < 2 or args[1] == 2 else Unknown
 
@@ -418,6 +424,7 @@ TABLE: dict[str, Callable[[Sequence[Any], int], Kind]] = {
     **_names(Norm, "native_layer_norm native_group_norm"),
     "pow": _power,
     "linalg_vector_norm": _vector_norm,
+    "index_put": _index_put,
     **_names(
         Activation,
         "relu leaky_relu elu celu selu gelu silu mish softplus hardswish hardsigmoid hardtanh sigmoid tanh exp log sqrt rsqrt reciprocal abs square "
@@ -428,19 +435,19 @@ TABLE: dict[str, Callable[[Sequence[Any], int], Kind]] = {
         "mean sum avg_pool2d _adaptive_avg_pool2d avg_pool3d _adaptive_avg_pool3d avg_pool1d upsample_bilinear2d upsample_nearest2d",
     ),
     **_names(Softmax, "_softmax _safe_softmax"),
-    **_names(Maximum, "max_pool2d_with_indices max_pool3d_with_indices amax max where"),
+    **_names(Maximum, "max_pool2d_with_indices max_pool3d_with_indices adaptive_max_pool2d amax max where"),
     **dict.fromkeys(("maximum", "minimum"), _with_constant(Activation, Maximum)),
     **_names(
         Rearrangement,
         "view _unsafe_view reshape _reshape_alias permute transpose t expand squeeze unsqueeze select slice split split_with_sizes unbind cat stack "
         "clone alias detach constant_pad_nd roll flip index index_select gather masked_fill _to_copy lift_fresh im2col pixel_shuffle "
-        "pixel_unshuffle channel_shuffle native_channel_shuffle unfold repeat reflection_pad2d replication_pad2d",
+        "pixel_unshuffle channel_shuffle native_channel_shuffle unfold repeat reflection_pad2d replication_pad2d as_strided",
     ),
 }
 # of the results of these only the first is explained
 FIRST_RESULT_ONLY = {
     "native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "cudnn_batch_norm",
-    "native_layer_norm", "native_group_norm", "max_pool2d_with_indices", "max_pool3d_with_indices", "max",
+    "native_layer_norm", "native_group_norm", "max_pool2d_with_indices", "max_pool3d_with_indices", "adaptive_max_pool2d", "max",
 }  # fmt: skip
 # these ask a tensor for its shape and type only
 SHAPE_ONLY = {

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
-from explainode.relevance.operations import Operation, Value
+from explainode.relevance.operations import Operation, Slot, Value
 
 # where dimension 0 stays the batch, as long as it is not among these arguments
 _DIM = {
@@ -58,59 +59,80 @@ class Samples:
 
     def leading(self, value: Value) -> bool:
         """Whether the batch is the slowest axis of the value's row-major order."""
-        for source in self._unknown(value, self._leading):
+        for source in self._unknown(value):
             self._leading[id(source)] = self._find_leading(source)
         return self._leading[id(value)]
 
-    @staticmethod
-    def _unknown(value: Value, known: dict[int, Any]) -> list[Value]:
+    def _unknown(self, value: Value) -> list[Value]:
         """The values behind `value` that are not known yet, those that others need first; networks are deeper than Python's stack."""
         order: dict[int, Value] = {}
         stack = [value]
         while stack:
             last = stack[-1]
-            missing = [] if last.producer is None else [v for v in last.producer.inputs if id(v) not in known and id(v) not in order]
+            sources = () if last.producer is None else last.producer.inputs
+            missing = [v for v in sources if id(v) not in self._leading and id(v) not in order]
             if missing:
                 stack += missing
             else:
                 stack.pop()
-                if id(last) not in known:
+                if id(last) not in self._leading:
                     order[id(last)] = last
         return list(order.values())
 
     def _find_leading(self, value: Value) -> bool:
+        """Sources are known. Where the batch is not in front, the image of each element is kept; a view may bring it back."""
         operation, shape = value.producer, value.data.shape
         if operation is None:
             return True
-        if not shape or shape[0] % self.batch or (operation.kind == "rearrangement" and not _keeps_batch_first(operation)):
-            return False
-        return all(self._leading[id(source)] for source in operation.inputs)
+        divides = len(shape) > 0 and shape[0] % self.batch == 0
+        moved = operation.kind == "rearrangement" and not _keeps_batch_first(operation)
+        if divides and not moved and all(self._leading[id(source)] for source in operation.inputs):
+            return True
+        ids = self._ids[id(value)] = self._find_ids(value)
+        if divides and operation.kind == "rearrangement" and bool((ids == self._in_front(value)).all()):
+            del self._ids[id(value)]
+            return True
+        return False
 
     def _flat_ids(self, value: Value) -> Tensor:
         return self.ids(value).reshape(-1).to(torch.int64)
 
     def ids(self, value: Value) -> Tensor:
         """The image of every element, in the shape of `value` (a view of little memory where it can be)."""
-        if self.leading(value):
-            return self._find_ids(value)
-        for source in self._unknown(value, self._ids):
-            self._ids[id(source)] = self._find_ids(source)
-        return self._ids[id(value)]
+        return self._in_front(value) if self.leading(value) else self._ids[id(value)]
+
+    def _in_front(self, value: Value) -> Tensor:
+        """The image of every element if the batch is in front."""
+        shape = value.data.shape
+        ids = torch.arange(self.batch, device=value.data.device, dtype=value.data.dtype)
+        return ids.repeat_interleave(shape[0] // self.batch).view(-1, *[1] * (len(shape) - 1)).expand(shape)
 
     def _find_ids(self, value: Value) -> Tensor:
-        shape = value.data.shape
-        if self.leading(value):
-            ids = torch.arange(self.batch, device=value.data.device, dtype=value.data.dtype)
-            return ids.repeat_interleave(shape[0] // self.batch).view(-1, *[1] * (len(shape) - 1)).expand(shape)
-        operation = value.producer
+        """From the ids of the operation's inputs, which are known."""
+        operation, shape = value.producer, value.data.shape
         assert operation is not None
-        given = [self._ids[id(source)] for source in operation.inputs]
-        if operation.kind in ("rearrangement", "max", "average"):
-            outputs = operation.call(*given)
+        given = [self.ids(source) for source in operation.inputs]
+        if operation.kind in ("rearrangement", "max"):
+            outputs = _without_numbers(operation).call(*given)
             return outputs[next(i for i, output in enumerate(operation.outputs) if output is value)]
+        if operation.kind == "average":  # of equal numbers, whatever the weights
+            return (operation.call(*given)[0] / operation.call(*map(torch.ones_like, given))[0]).round()
+        if operation.name == "convolution":
+            one_per_row = (slice(None),) + (slice(1),) * (given[0].dim() - 1)
+            return given[0][one_per_row].expand(shape)
         if operation.kind in ("linear", "bilinear"):
-            return given[0][..., :1].expand(shape)
+            on_the_right = operation.name in ("mm", "bmm", "addmm", "baddbmm") and not isinstance(operation.args[-2], Slot)
+            return (given[0][..., :1, :] if on_the_right else given[0][..., :1]).expand(shape)
         return max(given, key=torch.Tensor.numel).expand(shape)
+
+
+def _without_numbers(operation: Operation) -> Operation:
+    """The operation with its constants at zero: they belong to no image, so they may count as any."""
+    args, kwargs = tree_map(
+        lambda leaf: torch.zeros_like(leaf) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf,
+        (operation.args, operation.kwargs),
+    )
+    return replace(operation, args=args, kwargs=kwargs)
 
 
 def _keeps_batch_first(operation: Operation) -> bool:

@@ -109,9 +109,9 @@ class _Recorder(TorchDispatchMode):
         self.conditions: dict[int, Tensor] = {}  # booleans and integers computed from the input
         self.sharing: dict[int, list[Value]] = {self._storage(self.input.data): [self.input]}
         self.stale: set[int] = set()
-        self.released: dict[
-            int, ref[Tensor]
-        ] = {}  # per tensor that a batch normalization has read: alive only if the network still holds it
+        # tensors that a batch normalization has read: alive only if the network still holds them
+        self.released: dict[int, ref[Tensor]] = {}
+        self.buffers: dict[int, Value] = {}  # per storage of a constant into which explained tensors were copied: all of it, flat
 
     @staticmethod
     def _storage(x: Tensor) -> int:
@@ -119,6 +119,10 @@ class _Recorder(TorchDispatchMode):
 
     def find(self, x: Tensor) -> Value | None:
         value = self.values.get(id(x))
+        if value is None and self._storage(x) in self.buffers:
+            place = (Slot(0), x.shape, x.stride(), x.storage_offset())
+            self._record(aten.as_strided.default, "as_strided", place, {}, [self.buffers[self._storage(x)]], x)
+            return self.values[id(x)]
         if value is None or value.data is x:
             return value
         if self.released.pop(id(x))() is not x:  # a new tensor in the place of one that is gone
@@ -246,8 +250,10 @@ class _Recorder(TorchDispatchMode):
                 raise UserError(f"operation 'as_strided_' in {self._module()!r} changes a shape in place; write it out of place")
             return function(*args, **kwargs)
         before = self.find(target)
+        if name == "copy" and (before is None or self._storage(target) in self.buffers):
+            return self._write(function, args, kwargs)
         alone = self.sharing.get(self._storage(target), []) == ([] if before is None else [before])
-        if before is None and (target._is_view() or not alone):
+        if self._storage(target) in self.buffers or (before is None and (target._is_view() or not alone)):
             raise UserError(
                 f"operation '{name}_' in {self._module()!r} writes what is explained into a part of a constant tensor; "
                 "relevance cannot follow it, so build the tensor with cat or stack"
@@ -276,6 +282,29 @@ class _Recorder(TorchDispatchMode):
         target.set_(result)
         value.data = target
         self.values[id(target)] = value
+        return target
+
+    def _write(self, function: Any, args: Any, kwargs: Any) -> Tensor:
+        """A copy into a part of a constant tensor, as solvers collect their states: the whole memory of the tensor is one value from now on."""
+        target, source = args[:2]
+        if not isinstance(source, Tensor) or source.shape != target.shape or source.dtype != target.dtype:
+            raise UserError(
+                f"operation 'copy_' in {self._module()!r} changes the shape or type of what it writes; relevance cannot follow it, "
+                "so write a tensor of the same shape and type, or build the tensor with cat or stack"
+            )
+        storage = self._storage(target)
+        for value in self.sharing.pop(storage, []):  # what was read before stays what it was
+            self.values.pop(id(value.data), None)
+            value.data = value.data.clone()
+        memory = target.new_empty(0).set_(target.untyped_storage())
+        before, written = self.buffers.get(storage), self.find(source)
+        inputs = [value for value in (before, written) if value is not None]
+        places = torch.arange(len(memory), device=memory.device).as_strided(target.shape, target.stride(), target.storage_offset())
+        parts = (memory.clone() if before is None else Slot(0), [places], source.clone() if written is None else Slot(len(inputs) - 1))
+        function(*args, **kwargs)
+        self._record(aten.index_put.default, "index_put", parts, {}, inputs, memory)
+        self.buffers[storage] = self.values[id(memory)]
+        del self.sharing[storage]
         return target
 
 

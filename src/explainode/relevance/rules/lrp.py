@@ -213,8 +213,8 @@ class AlphaBeta(LinearRule):
             vanishing(z_plus + (0 if b_plus is None else b_plus)),
             vanishing(z_minus + (0 if b_minus is None else b_minus)),
         )
-        R_plus = R * torch.where(none_against, 1.0, torch.where(none_for, 0.0, self.alpha))
-        R_minus = R * torch.where(none_against, 0.0, torch.where(none_for, 1.0, -self.beta))
+        R_plus = torch.where(none_against, R, torch.where(none_for, 0.0, self.alpha * R))
+        R_minus = torch.where(none_against, 0.0, torch.where(none_for, R, -self.beta * R))
         R_plus = torch.where(none_for & none_against, R, R_plus)
         share = self.hand_out(operation, R_plus, z_plus, for_it, walk, b_plus)
         return share + self.hand_out(operation, R_minus, z_minus, against, walk, b_minus)

@@ -83,6 +83,8 @@ def _has_constants(operation: Operation) -> bool:
     name, args = operation.name, operation.args
     if name in ("cat", "stack"):
         return any(not isinstance(part, Slot) for part in args[0])
+    if name == "index_put":
+        return not (isinstance(args[0], Slot) and isinstance(args[2], Slot))
     if name == "where":
         return any(not isinstance(part, Slot) for part in args[1:3])
     return name in ("constant_pad_nd", "masked_fill")
