@@ -76,13 +76,14 @@ class Unit:
         """A T."""
         return contributions([(T if mask is None else T * mask, A) for mask, A in self.maps])
 
-    def back(self, s: Tensor) -> Tensor:
-        """A^T s."""
+    def back(self, s: Tensor, rows: Tensor | None = None) -> Tensor:
+        """A^T s, of some rows of the batch."""
         x = self.operation.inputs[0].data
+        x = x if rows is None else x[rows]
         total: Tensor | None = None
         for mask, A in self.maps:
             part = A.transpose(s, x)
-            part = part if mask is None else part.mul_(mask)
+            part = part if mask is None else part.mul_(mask if rows is None else mask[rows])
             total = part if total is None else total.add_(part)
         assert total is not None
         return total
@@ -194,6 +195,8 @@ class Inference:
             d = g * samples.spread(into, t)
             if linear_region is not None:
                 d = linear_region.limit(d, z, Jz * samples.spread(out, t))
+                if bool(linear_region.stuck.all()):
+                    break
             T = self.constrain(T - d, x, into.nonnegative)
             z = unit.z(T)
         return Signal(T, z, z_x, R_hat)
@@ -222,6 +225,7 @@ class _LinearRegion:
         size = walk.samples.sum(self.into, unit.back(self.slope_x).abs())
         self.allowed = inference.tau * size
         self.mean = size / (self.into.data.numel() / walk.tape.batch)
+        self.stuck = torch.zeros_like(size, dtype=torch.bool)  # images whose step was not done: the next would be the same
 
     def difference(self, z_N: Tensor) -> Tensor:
         """|A^T (sigma'(A N) - sigma'(A x))|, in the shape of x."""
@@ -235,14 +239,32 @@ class _LinearRegion:
         if self.inference.gradient_constrain == "elementwise":
             bound = samples.spread(self.into, self.inference.tau * self.mean)
             return torch.where(self.difference(rest + dz) <= bound, d, 0.0)
-        scale = torch.ones_like(self.allowed)
+        return d * samples.spread(self.into, self._backtrack(rest, dz))
+
+    def _backtrack(self, rest: Tensor, dz: Tensor) -> Tensor:
+        """(B,): 1, 1/2, ... 1/64, the largest part of the step that is allowed, or 0."""
+        out, samples = self.unit.operation.output, self.walk.samples
+        scale = torch.where(self.stuck, 0.0, torch.ones_like(self.allowed))
+        open_ = ~self.stuck  # images that are not decided
         for _ in range(HALVINGS + 1):
-            z_N = torch.addcmul(rest, dz, samples.spread(self.unit.operation.output, scale))
-            inside = samples.sum(self.into, self.difference(z_N)) <= self.allowed
-            if bool(inside.all()):
-                return d * samples.spread(self.into, scale)
-            scale = torch.where(inside, scale, scale / 2)
-        return d * samples.spread(self.into, torch.where(inside, scale, 0.0))
+            z_N = torch.addcmul(rest, dz, samples.spread(out, scale))
+            open_ = open_ & (self._amount(z_N, open_) > self.allowed)
+            if not bool(open_.any()):
+                return scale
+            scale = torch.where(open_, scale / 2, scale)
+        self.stuck = self.stuck | open_
+        return torch.where(open_, 0.0, scale)
+
+    def _amount(self, z_N: Tensor, images: Tensor) -> Tensor:
+        """(B,): the summed difference of some images; of others anything."""
+        out, samples = self.unit.operation.output, self.walk.samples
+        if bool(images.all()) or not (samples.leading(self.into) and samples.leading(out)):
+            return samples.sum(self.into, self.difference(z_N))
+        rows = images.repeat_interleave(len(z_N) // len(images)).nonzero()[:, 0]
+        into = images.repeat_interleave(len(self.into.data) // len(images)).nonzero()[:, 0]
+        slope = self.unit.slope(z_N[rows], DEAD * self.z_x[rows].abs()) - self.slope_x[rows]
+        amounts = self.unit.back(slope, into).abs_().reshape(int(images.sum()), -1).sum(1, dtype=self.allowed.dtype)
+        return torch.zeros_like(self.allowed).masked_scatter_(images, amounts)
 
 
 @dataclass(frozen=True)
