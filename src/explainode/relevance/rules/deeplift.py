@@ -34,11 +34,11 @@ REVEALED = {
 class Rescale(Rule):
     """m_x = m_y (y - y0) / (x - x0), and the gradient where x and x0 are the same. Walks along a `Comparison`.
 
-    - A product: delta(a b) = (a + a0) / 2 delta b + (b + b0) / 2 delta a, for numbers and for matrices.
+    - A product: delta(a b) = (a + a0) / 2 delta b + (b + b0) / 2 delta a, for numbers and for matrices. A quotient y = a / b by the same, of a = y b.
     - A maximum: max(a, b) = b + relu(a - b); in a pooling window the winner of the larger maximum, on the image or on the baseline, takes the
       difference; it moved at least as far, so its multiplier is between 0 and 1.
     - Softmax: s = exp(x - log sum exp x).
-    - Normalization: c / sqrt(mean c^2 + epsilon) with c = x - mean x, by square, root, reciprocal and product.
+    - Normalization: c / sqrt(mean c^2 + epsilon) with c = x - mean x, by square, root and quotient.
 
     The sum of m (x - x0) over the pixels is the difference of the scores, whatever the network and the baseline.
 
@@ -46,9 +46,10 @@ class Rescale(Rule):
         UserError: on the walk, at a `where` that is neither a maximum nor a minimum and chooses otherwise on the baseline, or where a constant
             is another one there.
 
-    Source: Shrikumar et al. 2017, Eq. 8-10 (linear, rescale); Chen et al. 2022 justify it per operation; the midpoint of a product is its Shapley
-    value. We take softmax apart by its logarithm: e / sum e by the midpoint is complete too, but scores that shift by t together get multipliers
-    of the order of sinh t, for an output that has not moved.
+    Source: Shrikumar et al. 2017 (linear, rescale); Chen et al. 2022 justify it per operation; the midpoint of a product is its Shapley value.
+    We take neither a quotient as a times 1 / b nor softmax as e / sum e by midpoints. Both would be complete, but with exploding multipliers: a flat
+    baseline has deviations near 0, which multiply by 1 / sqrt(epsilon) at every normalization until the sum is lost in rounding, and scores that
+    rise together by t get multipliers of the order of sinh t for an output that has not moved.
     """
 
     kinds = KINDS
@@ -139,10 +140,17 @@ def _halves(operation: Operation, halves: Relevance, walk: Comparison) -> Releva
 
 
 def _product(operation: Operation, m: Tensor, walk: Comparison) -> Relevance:
-    """delta(a b) = (a + a0) / 2 delta b + (b + b0) / 2 delta a; a / b is a times 1 / b, whose secant is -1 / (b b0)."""
+    """delta(a b) = (a + a0) / 2 delta b + (b + b0) / 2 delta a.
+
+    A quotient y = a / b is a = y b, so delta y = (delta a - (y + y0) / 2 delta b) / ((b + b0) / 2): bounded also where b is nearly 0 on one of the
+    two, as the deviation of a flat baseline is. Where b changes its sign it is a times 1 / b, whose secant is -1 / (b b0).
+    """
     (a, a0), (b, b0) = ((value.data, walk.before(value)) for value in operation.inputs)
     if operation.name == "div":
-        m_a, m_b = m * (1 / b + 1 / b0) / 2, -m * (a + a0) / (2 * b * b0)
+        same_sign = b * b0 > 0
+        mean = torch.where(same_sign, b + b0, 1.0) / 2
+        m_a = m * torch.where(same_sign, 1 / mean, (1 / b + 1 / b0) / 2)
+        m_b = -m * torch.where(same_sign, (a / b + a0 / b0) / (2 * mean), (a + a0) / (2 * b * b0))
     elif operation.name == "mul":
         m_a, m_b = m * (b + b0) / 2, m * (a + a0) / 2
     else:  # linear in each factor: the gradient at the midpoints
@@ -168,9 +176,9 @@ def _softmax(operation: Softmax, m: Tensor, walk: Comparison) -> Tensor:
 
 
 def _norm(operation: Operation, m: Tensor, walk: Comparison) -> Tensor:
-    """y = weight c r + bias, with c = x - mean x, r = 1 / sigma and sigma = sqrt(mean c^2 + epsilon) over the elements of one statistic.
+    """y = weight c / sigma + bias, with c = x - mean x and sigma = sqrt(mean c^2 + epsilon) over the elements of one statistic.
 
-    The product by its midpoint, r by the secants of reciprocal, root and square: -1 / (sigma sigma0), 1 / (sigma + sigma0), c + c0.
+    The quotient as `_product` has it, sigma by the secants of root and square, 1 / (sigma + sigma0) and c + c0.
     """
     value, weight, epsilon = operation.inputs[0], operation.args[1], operation.args[-1]
     x, x0 = value.data, walk.before(value)
@@ -187,10 +195,10 @@ def _norm(operation: Operation, m: Tensor, walk: Comparison) -> Tensor:
     x, x0 = x.reshape(grouped), x0.reshape(len(x0), *grouped[1:])
     c, c0 = (part - part.mean(dims, keepdim=True) for part in (x, x0))
     sigma, sigma0 = ((part.square().mean(dims, keepdim=True) + epsilon).sqrt() for part in (c, c0))
-    m_r = (g * (c + c0)).sum(dims, keepdim=True) / 2
-    m_variance = -m_r / (sigma * sigma0 * (sigma + sigma0))
+    scale = sigma + sigma0
+    m_sigma = -(g * (c / sigma + c0 / sigma0)).sum(dims, keepdim=True) / scale
     elements = c.numel() // sigma.numel()
-    m_c = g * (1 / sigma + 1 / sigma0) / 2 + m_variance * (c + c0) / elements
+    m_c = 2 * g / scale + m_sigma * (c + c0) / (elements * scale)
     return (m_c - m_c.mean(dims, keepdim=True)).reshape(value.data.shape)
 
 
