@@ -25,11 +25,11 @@ from explainode.metrics.results import Curve
 from explainode.metrics.statistics import bootstrap_means, percentile_interval
 
 WHAT_IS_NEEDED = {
-    "mask": ("masks", "choose data with masks, such as data=shapes"),
-    "boxes": ("boxes", "choose data with boxes, or data=shapes and the box around the mask (truth=mask)"),
+    "mask": ("masks", "choose data with masks, such as data=shapes or data=composites"),
+    "boxes": ("boxes", "choose data with boxes, such as data=tiny_imagenet_boxes or data=imagenet, or the box around a mask (truth=mask)"),
     "label": ("labels", "choose data with labels, such as data=shapes"),
-    "fixation_map": ("fixation maps", "choose images that come with maps of where people looked"),
-    "fixation_points": ("fixation points", "choose images that come with the points that people fixated"),
+    "fixation_map": ("fixation maps", "choose data with maps of where people looked, such as data=saliency_folder"),
+    "fixation_points": ("fixation points", "choose data with the points that people fixated, such as data=saliency_folder data.points=..."),
 }
 
 
