@@ -25,6 +25,7 @@ from explainode.data.pictures import load_picture
 from explainode.errors import UserError
 from explainode.metrics.localization import bounding_boxes, fill_boxes
 
+SHARED = Path(__file__).parents[3] / "shared" / "data" / "voc_masks"
 SIZES = [(12, 12), (12, 20), (20, 12), (13, 20), (20, 13), (31, 57)]
 
 
@@ -191,3 +192,17 @@ def test_planes_are_numbers_not_colors(tmp_path: Path) -> None:
     (tmp_path / "t.png").write_bytes(b"\x89PNG torn")
     with pytest.raises(UserError, match=r"the mask .*t\.png is damaged"):
         read_plane(tmp_path / "t.png", "mask")
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="voc_masks is not there")
+@pytest.mark.parametrize("size", [64, 224])
+def test_real_masks(size: int) -> None:
+    """Each class keeps its share of the central square, and its border is ignored."""
+    for path in sorted((SHARED / "images").iterdir()):
+        stored = read_plane(SHARED / "masks" / f"{path.stem}.png", "mask")
+        batch = AnnotatedDataset([Drawn(path, stored)], frozenset({"mask"}), size, ["a"], 1)[0]
+        side = min(stored.shape)
+        top, left = (stored.shape[0] - side) // 2, (stored.shape[1] - side) // 2
+        square = stored[top : top + side, left : left + side]
+        for value, kept in ((255, -1), (1, 1)):
+            assert abs((batch.mask == kept).double().mean().item() - (square == value).mean()) < 0.01
