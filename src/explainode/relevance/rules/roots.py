@@ -147,8 +147,8 @@ class Inference:
         gamma: multiplies the step.
         gradient_constrain: what keeps the root N = x - T where f is as linear as at x, measured by A^T sigma'(A N) against A^T sigma'(A x):
             `backtrack`: an image's step is halved, six times at most, until the mean difference is below tau times the mean gradient, and is not done
-            at all if that is not enough; `elementwise`: elements whose difference is above stay; `soft`: each element's step is multiplied by
-            exp(-difference / mean gradient); `none`.
+            at all if that is not enough; the next begins with twice the part that was done; `elementwise`: elements whose difference is above stay;
+            `soft`: each element's step is multiplied by exp(-difference / mean gradient); `none`.
         tau: see there.
 
     Raises:
@@ -225,6 +225,7 @@ class _LinearRegion:
         size = walk.samples.sum(self.into, unit.back(self.slope_x).abs())
         self.allowed = inference.tau * size
         self.mean = size / (self.into.data.numel() / walk.tape.batch)
+        self.scale = torch.ones_like(size)  # of the step to be tried first
         self.stuck = torch.zeros_like(size, dtype=torch.bool)  # images whose step was not done: the next would be the same
 
     def difference(self, z_N: Tensor) -> Tensor:
@@ -242,18 +243,21 @@ class _LinearRegion:
         return d * samples.spread(self.into, self._backtrack(rest, dz))
 
     def _backtrack(self, rest: Tensor, dz: Tensor) -> Tensor:
-        """(B,): 1, 1/2, ... 1/64, the largest part of the step that is allowed, or 0."""
+        """(B,): the largest part of the step that is allowed, of 1, 1/2, 1/4, ... from twice what was allowed last; or 0."""
         out, samples = self.unit.operation.output, self.walk.samples
-        scale = torch.where(self.stuck, 0.0, torch.ones_like(self.allowed))
+        scale = torch.where(self.stuck, 0.0, self.scale)
         open_ = ~self.stuck  # images that are not decided
         for _ in range(HALVINGS + 1):
             z_N = torch.addcmul(rest, dz, samples.spread(out, scale))
             open_ = open_ & (self._amount(z_N, open_) > self.allowed)
             if not bool(open_.any()):
+                self.scale = (2 * scale).clamp(max=1)
                 return scale
             scale = torch.where(open_, scale / 2, scale)
         self.stuck = self.stuck | open_
-        return torch.where(open_, 0.0, scale)
+        scale = torch.where(open_, 0.0, scale)
+        self.scale = (2 * scale).clamp(max=1)
+        return scale
 
     def _amount(self, z_N: Tensor, images: Tensor) -> Tensor:
         """(B,): the summed difference of some images; of others anything."""
