@@ -417,16 +417,20 @@ def test_masked_scores_get_nothing():
 @pytest.mark.parametrize("rule", RULES, ids=["rescale", "reveal_cancel"])
 @torch.no_grad()
 def test_normalization_of_a_flat_baseline_does_not_explode(rule):
-    """Its deviations are nearly 0: with 1 / sigma0 as a multiplier thirteen normalizations give 1e14, and no sum."""
+    """Its deviations are nearly 0: with 1 / sigma0 as a multiplier fifteen normalizations give 1e14, and no sum.
+
+    Against the network's own difference in the same precision: normalization of a flat image makes rounding large in the network itself.
+    """
     torch.manual_seed(0)
-    net = six_block_resnet(width=8, blocks=6, num_classes=4).double().eval()
-    x = torch.rand(2, 3, 20, 20, dtype=torch.float64)
+    net = six_block_resnet(width=8, blocks=6, num_classes=4).eval()
+    x = torch.rand(2, 3, 20, 20)
     x0 = torch.full_like(x, 0.5)
-    m = multipliers(net, x, x0, rule)
-    difference = net(x)[:, 0] - net(x0)[:, 0]
-    assert ((m * (x - x0)).sum((1, 2, 3)) - difference).abs().max() <= 1e-11 * difference.abs().max()
-    single = multipliers(net.float(), x.float(), x0.float(), rule)
-    assert (single - m).abs().max() <= 1e-3 * m.abs().max()
+    for dtype, tolerance in ((torch.float64, 1e-11), (torch.float32, 1e-4)):
+        net, x, x0 = net.to(dtype), x.to(dtype), x0.to(dtype)
+        m = multipliers(net, x, x0, rule)
+        difference = net(x)[:, 0] - net(x0)[:, 0]
+        assert ((m * (x - x0)).sum((1, 2, 3)) - difference).abs().max() <= tolerance * difference.abs().max()
+        assert m.abs().max() <= 3 * multipliers(net, x, x0, Gradient()).abs().max()
 
 
 def test_quotients_by_hand():
@@ -439,7 +443,7 @@ def test_quotients_by_hand():
         x, x0 = (torch.tensor([[[values]]], dtype=torch.float64) for values in (pixels, pixels0))
         m = multipliers(Quotient(), x, x0, Rescale())
         assert (m * (x - x0)).sum().item() == pytest.approx(pixels[0] / pixels[1] - pixels0[0] / pixels0[1])
-    assert m[..., 0].item() == pytest.approx(2)  # 1 / mean b, where the mean of 1 / b is 5e5
+    assert m[..., 0].item() == pytest.approx(1, abs=1e-5)  # 1 / the larger b, where the mean of 1 / b is 5e5
 
 
 def test_a_product_is_shared_by_its_shapley_value():

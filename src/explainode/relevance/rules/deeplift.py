@@ -34,7 +34,8 @@ REVEALED = {
 class Rescale(Rule):
     """m_x = m_y (y - y0) / (x - x0), and the gradient where x and x0 are the same. Walks along a `Comparison`.
 
-    - A product: delta(a b) = (a + a0) / 2 delta b + (b + b0) / 2 delta a, for numbers and for matrices. A quotient y = a / b by the same, of a = y b.
+    - A product: delta(a b) = (a + a0) / 2 delta b + (b + b0) / 2 delta a, for numbers and for matrices.
+    - A quotient y = a / b: the two ways of telling the product a = y b apart, weighed by b and b0.
     - A maximum: max(a, b) = b + relu(a - b); in a pooling window the winner of the larger maximum, on the image or on the baseline, takes the
       difference; it moved at least as far, so its multiplier is between 0 and 1.
     - Softmax: s = exp(x - log sum exp x).
@@ -48,8 +49,8 @@ class Rescale(Rule):
 
     Source: Shrikumar et al. 2017 (linear, rescale); Chen et al. 2022 justify it per operation; the midpoint of a product is its Shapley value.
     We take neither a quotient as a times 1 / b nor softmax as e / sum e by midpoints. Both would be complete, but with exploding multipliers: a flat
-    baseline has deviations near 0, which multiply by 1 / sqrt(epsilon) at every normalization until the sum is lost in rounding, and scores that
-    rise together by t get multipliers of the order of sinh t for an output that has not moved.
+    baseline has deviations near 0, which multiply by 1 / sqrt(epsilon) at every normalization until the sum is lost in rounding (a = y b by its
+    midpoint would still double them), and scores that rise together by t get multipliers of the order of sinh t for an output that has not moved.
     """
 
     kinds = KINDS
@@ -140,22 +141,25 @@ def _halves(operation: Operation, halves: Relevance, walk: Comparison) -> Releva
 
 
 def _product(operation: Operation, m: Tensor, walk: Comparison) -> Relevance:
-    """delta(a b) = (a + a0) / 2 delta b + (b + b0) / 2 delta a.
-
-    A quotient y = a / b is a = y b, so delta y = (delta a - (y + y0) / 2 delta b) / ((b + b0) / 2): bounded also where b is nearly 0 on one of the
-    two, as the deviation of a flat baseline is. Where b changes its sign it is a times 1 / b, whose secant is -1 / (b b0).
-    """
+    """delta(a b) = (a + a0) / 2 delta b + (b + b0) / 2 delta a."""
     (a, a0), (b, b0) = ((value.data, walk.before(value)) for value in operation.inputs)
     if operation.name == "div":
-        same_sign = b * b0 > 0
-        mean = torch.where(same_sign, b + b0, 1.0) / 2
-        m_a = m * torch.where(same_sign, 1 / mean, (1 / b + 1 / b0) / 2)
-        m_b = -m * torch.where(same_sign, (a / b + a0 / b0) / (2 * mean), (a + a0) / (2 * b * b0))
+        m_a, m_b = _quotient(m, a / b, a0 / b0, b, b0)
     elif operation.name == "mul":
         m_a, m_b = m * (b + b0) / 2, m * (a + a0) / 2
     else:  # linear in each factor: the gradient at the midpoints
         return operation.vjp([(a + a0) / 2, (b + b0) / 2], [m])
     return fit(m_a, a.shape), fit(m_b, b.shape)
+
+
+def _quotient(m: Tensor, y: Tensor, y0: Tensor, b: Tensor, b0: Tensor) -> tuple[Tensor, Tensor]:
+    """m of a and of b for y = a / b, by (b^2 + b0^2) delta y = (b + b0) delta a - (b y0 + b0 y) delta b.
+
+    The product a = y b differs by b delta y + y0 delta b, and as well by b0 delta y + y delta b: the sum of the two, weighed by b and b0. So the multiplier
+    of a is never above 1.21 over the larger of |b| and |b0|, whatever the smaller is.
+    """
+    m = m / (b.square() + b0.square())
+    return m * (b + b0), -m * (b * y0 + b0 * y)
 
 
 def _softmax(operation: Softmax, m: Tensor, walk: Comparison) -> Tensor:
@@ -195,10 +199,9 @@ def _norm(operation: Operation, m: Tensor, walk: Comparison) -> Tensor:
     x, x0 = x.reshape(grouped), x0.reshape(len(x0), *grouped[1:])
     c, c0 = (part - part.mean(dims, keepdim=True) for part in (x, x0))
     sigma, sigma0 = ((part.square().mean(dims, keepdim=True) + epsilon).sqrt() for part in (c, c0))
-    scale = sigma + sigma0
-    m_sigma = -(g * (c / sigma + c0 / sigma0)).sum(dims, keepdim=True) / scale
+    m_c, m_sigma = _quotient(g, c / sigma, c0 / sigma0, sigma, sigma0)
     elements = c.numel() // sigma.numel()
-    m_c = 2 * g / scale + m_sigma * (c + c0) / (elements * scale)
+    m_c = m_c + m_sigma.sum(dims, keepdim=True) * (c + c0) / (elements * (sigma + sigma0))
     return (m_c - m_c.mean(dims, keepdim=True)).reshape(value.data.shape)
 
 
