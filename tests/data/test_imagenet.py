@@ -96,6 +96,9 @@ def test_the_devkit_numbers_classes_in_its_own_order(tmp_path: Path) -> None:
     (tmp_path / "devkit" / "data" / "ILSVRC2012_validation_ground_truth.txt").write_text("1\n2\n3\n3\n")
     data = ImageNetData(tmp_path, tmp_path / "synsets.txt", tmp_path / "devkit", size=10, num_classes=3)
     assert data.dataset("val").__getitems__([0, 1, 2, 3]).label.tolist() == CLASSES
+    picture(tmp_path / "val" / "mine.JPEG")
+    with pytest.raises(UserError, match=r"mine\.JPEG is not among the 4 pictures of the devkit's ground truth"):
+        ImageNetData(tmp_path, tmp_path / "synsets.txt", tmp_path / "devkit", size=10, num_classes=3).dataset("val")
     with pytest.raises(UserError, match="does not hold the devkit's"):
         ImageNetData(tmp_path, tmp_path / "synsets.txt", tmp_path, size=10, num_classes=3).dataset("val")
 

@@ -206,7 +206,7 @@ class AnnotatedData(ImageData):
         num_classes: number of the model's classes.
     """
 
-    provides: ClassVar[frozenset[str]] = frozenset()
+    provides: frozenset[str] = frozenset()
     test_only: ClassVar[bool] = True
 
     def __init__(

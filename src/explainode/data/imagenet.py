@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from xml.etree import ElementTree
@@ -146,10 +145,11 @@ class ImageNetData(AnnotatedData):
         if folder is None:
             raise UserError(f"no folder {self.root / split}, nor {self.root / _PICTURES[2].format(split=split)}; unpack ImageNet there")
         boxes = self._find(_ANNOTATIONS, split)
+        annotations = {} if boxes is None else {path.stem: path for path in boxes.rglob("*.xml")}  # in class folders or flat
         solution = self._solution(split)
         paths = find_pictures(folder)
         truth = self._devkit_truth(paths) if any(p.parent == folder for p in paths) and self.devkit is not None else {}
-        return [self._record(path, folder, boxes, solution, truth) for path in paths]
+        return [self._record(path, folder, annotations.get(path.stem), solution.get(path.stem), truth.get(path.stem)) for path in paths]
 
     def _find(self, patterns: tuple[str, ...], split: str) -> Path | None:
         """The first of the folders that is there."""
@@ -160,20 +160,10 @@ class ImageNetData(AnnotatedData):
         return read_solution(path) if path.is_file() else {}
 
     def _record(
-        self,
-        path: Path,
-        folder: Path,
-        boxes: Path | None,
-        solution: Mapping[str, tuple[str, np.ndarray]],
-        truth: Mapping[str, str],
+        self, path: Path, folder: Path, annotation: Path | None, solved: tuple[str, np.ndarray] | None, truth: str | None
     ) -> ImageNetRecord:
-        inner = path.relative_to(folder).parent
-        annotation = None if boxes is None else boxes / inner / f"{path.stem}.xml"
-        if annotation is not None and not annotation.is_file():
-            annotation = boxes / f"{path.stem}.xml"  # type: ignore[operator]  # pictures in class folders, boxes flat
-            annotation = annotation if annotation.is_file() else None
-        solved = solution.get(path.stem)
-        wnid = inner.parts[0] if inner.parts else solved[0] if solved else truth.get(path.stem) or self._named(annotation)
+        inner = path.relative_to(folder).parts[:-1]
+        wnid = inner[0] if inner else solved[0] if solved else truth or self._named(annotation)
         if wnid is None:
             raise UserError(
                 f"the class of {path} is not known; put LOC_val_solution.csv or the XML files of boxes into {self.root}, or name data.devkit"
@@ -208,7 +198,8 @@ class ImageNetData(AnnotatedData):
             raise UserError(f"{folder} does not hold the devkit's meta.mat and ILSVRC2012_validation_ground_truth.txt ({error})") from error
         found = {}
         for path in paths:
-            number = int(path.stem.rpartition("_")[2])  # ILSVRC2012_val_00000001
+            digits = path.stem.rpartition("_")[2]  # ILSVRC2012_val_00000001
+            number = int(digits) if digits.isdecimal() else 0
             if not 1 <= number <= len(truth):
                 raise UserError(f"{path} is not among the {len(truth)} pictures of the devkit's ground truth")
             found[path.stem] = wnid[truth[number - 1]]

@@ -68,7 +68,7 @@ class SaliencyFolderData(AnnotatedData):
     ) -> None:
         super().__init__(root, size, (), num_classes or 0, batch_size, num_workers, seed, augment)
         self.images, self.maps, self.points = images, maps, points
-        self.provides = frozenset({FIXATION_MAP} | ({FIXATION_POINTS} if points else set()))  # type: ignore[misc]
+        self.provides = frozenset({FIXATION_MAP} | ({FIXATION_POINTS} if points else set()))
 
     def records(self, split: str) -> list[SaliencyRecord]:
         folder = self._folder(self.images)
