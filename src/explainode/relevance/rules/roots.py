@@ -312,7 +312,7 @@ class RootInference(Rule):
         (R,) = relevance
         assert R is not None
         unit = Unit.of(operation, self.unit, walk)
-        parts = signs(R) if self.propagation == "shares" else [R]
+        parts = signs(R, operation.output, walk) if self.propagation == "shares" else [R]
         found = [self.infer(unit, part, walk) for part in parts]
         share, S, numbers = found[0]
         if len(found) > 1:  # each sign counts as much as relevance has it
@@ -400,7 +400,7 @@ class EM(Rule):
         (R,) = relevance
         assert R is not None
         total: Tensor | None = None
-        for part in signs(R):
+        for part in signs(R, operation.output, walk):
             share = self.share(operation, part, walk)
             total = share if total is None else total + share
         return (total,)
@@ -423,10 +423,11 @@ def positive_parts(operation: Linear, S: Tensor) -> list[Part]:
     return [(S.clamp(min=0), A.positive), (S.clamp(max=0), A.negative)]
 
 
-def signs(R: Tensor) -> list[Tensor]:
-    """Relevance as a sum of parts of one sign: R itself where it has one."""
-    low, high = torch.aminmax(R)
-    return [R.clamp(min=0), R.clamp(max=0)] if bool((low < 0) & (high > 0)) else [R]
+def signs(R: Tensor, out: Value, walk: Walk) -> list[Tensor]:
+    """Relevance as a sum of parts that have one sign in each image: R itself where it has one."""
+    parts = [R.clamp(min=0), R.clamp(max=0)]
+    up, down = (walk.samples.sum(out, part) for part in parts)
+    return parts if bool(((up > 0) & (down < 0)).any()) else [R]
 
 
 def hand_to_living(weighted: Tensor, R: Tensor, dead: Tensor, operation: Linear, walk: Walk) -> tuple[Tensor, Tensor | None]:
