@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,9 @@ from explainode.relevance.tape import Tape
 
 if TYPE_CHECKING:
     from explainode.relevance.composite import Composite
+
+
+Observer = Callable[[Operation, tuple[Tensor | None, ...], tuple[Tensor | None, ...]], None]
 
 
 @dataclass(eq=False)
@@ -66,13 +69,21 @@ class Walk:
         """What rules measured, on average over the units, by name (B,)."""
         return {name: total / self.counts[name] for name, total in self.diagnostics.items()}
 
-    def back(self, seeds: Mapping[Value, Tensor], composite: Composite, keep: Collection[Value] = (), last: bool = False) -> Tensor:
+    def back(
+        self,
+        seeds: Mapping[Value, Tensor],
+        composite: Composite,
+        keep: Collection[Value] = (),
+        last: bool = False,
+        observe: Observer | None = None,
+    ) -> Tensor:
         """Relevance (B, C, H, W) of the image, given the relevance of some values; zeros where none arrives.
 
         Args:
             seeds: relevance to begin with, by value, in its shape.
             composite: which rule where.
             keep: values whose relevance is wanted too; see `kept`.
+            observe: called with each operation that was passed, the relevance of its outputs and of its inputs.
             last: nobody walks along this tape again, so what the walk has passed is let go; only input and output stay.
 
         Raises:
@@ -90,6 +101,8 @@ class Walk:
                 if operation.kind == "unknown":
                     raise refuse(operation)
                 shares = chosen(operation).propagate(operation, relevance, self)
+                if observe is not None:
+                    observe(operation, relevance, shares)
                 for value, share in zip(operation.inputs, shares, strict=True):
                     if share is not None:
                         at = id(value)

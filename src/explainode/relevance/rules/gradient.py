@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from explainode.relevance.operations import Activation, Affine, Linear, Operation, Slot
+from explainode.relevance.operations import Activation, Affine, Linear, Operation, Slot, Sum
 from explainode.relevance.rule import KINDS, Relevance, Rule, fit
 
 if TYPE_CHECKING:
@@ -27,6 +27,9 @@ class Gradient(Rule):
 
     def propagate(self, operation: Operation, relevance: Relevance, walk: Walk) -> Relevance:
         (x, *others), R = operation.inputs, relevance[0]
+        if R is not None and isinstance(operation, Sum):
+            pairs = zip(operation.signs, operation.inputs, strict=True)
+            return tuple(fit(R if sign == 1 else sign * R, value.data.shape) for sign, value in pairs)
         if R is not None and not others and len(relevance) == 1:
             if isinstance(operation, Linear) and operation.kind == "linear":
                 return (operation.transpose(R),)

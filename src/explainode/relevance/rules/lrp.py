@@ -227,7 +227,8 @@ class Gamma(LinearRule):
     For inputs or outputs of both signs: what has the sign of the output counts more, q_ij = x_i a_ij + gamma (x_i a_ij)+ where y_j >= 0 and
     x_i a_ij + gamma (x_i a_ij)- where y_j < 0.
 
-    Source: Montavon et al. 2019; the general form is that of Andéol et al. 2021.
+    Source: Montavon et al. 2019; the general form is that of Andéol et al. 2021. Where the bias is dropped, we look at the sign of z_j instead of
+    y_j: only so the denominator is never smaller than what the inputs contribute. (Zennit looks at y_j.)
     """
 
     gamma: float = 0.25
@@ -237,7 +238,7 @@ class Gamma(LinearRule):
         z_plus = contributions(positive_parts(operation, x))
         z = operation.output.data if b is None else operation.output.data - b
         sign, s, lost, bias = self._divide(operation, R, z, z_plus)
-        if b is not None and bool((s.abs() * b.abs()).sum() > 1000 * torch.finfo(s.dtype).eps * R.abs().sum()):
+        if b is not None and bool((s.abs() * b.abs()).sum() > 1000 * R.abs().sum()):
             sign, s, lost, bias = self._divide(operation, R, operation.map(x), z_plus)  # beside such biases z is mostly rounding
         s_plus, s_minus = split_signs(s, sign)
         share = hand_back(_favored(operation, x, self.gamma, 1), s_plus, x)
