@@ -23,7 +23,7 @@ from explainode.report.wording import number
 
 Build = Callable[..., Results]
 NASTY = "<img onerror=x>.jpg"
-VOID = {"meta", "img", "input", "br", "hr"}
+VOID = {"meta", "img", "input", "br", "hr", "wbr"}
 
 
 class Page(HTMLParser):
@@ -225,3 +225,14 @@ def test_numbers_of_the_network_itself_are_in_the_table(make_results: Build, tmp
     folder.write_results(results)
     text = " ".join(Page(write_report(tmp_path).read_text(encoding="utf-8")).words)
     assert "kappa" in text and "of the network" in text and number(0.1234) in text
+
+
+def test_many_explainers_stand_in_bands_below_each_other(make_results: Build) -> None:
+    explainers = tuple(f"method_{k}" for k in range(16))
+    text = render(
+        {"name": "bands"}, {}, make_results(images=1, side=16, n=8, epochs=1, models=("net",), explainers=explainers), [], "bands"
+    )
+    card = text[text.index("<article") : text.index("</article>")]
+    bands = [len(re.findall('scope="col"', band)) for band in card.split("<tbody>")[1:]]
+    assert sum(bands) == 16 and len(bands) == 3 and max(bands) <= 7
+    assert "method_<wbr>15" in card

@@ -17,6 +17,7 @@ from explainode.report.picks import Group, Pick, choose_images
 
 PICTURE_BYTES = 2_100_000  # of all pictures as they stand in the page, base64 included
 MOST_MAPS = 420
+COLUMNS = 7  # explainers that fit beside each other; more go into further bands below
 # longer side and quality, from the best to the smallest; 100 is lossless
 ENCODINGS = ((112, 100), (224, 80), (192, 75), (160, 70), (128, 60), (112, 45), (96, 30), (64, 20))
 FAULT_WORDS = {"zero": "is zero everywhere", "NaN": "contains NaN", "infinite": "contains infinity"}
@@ -91,9 +92,14 @@ def _card(pick: Pick, board: Board, class_names: Sequence[str], encoding: Encodi
     shown = plain if board.mask is None else encoding.uri(_with_contour(board, row))
     alt = f"input image {sample}" + (f", {truth}" if truth else "") + (", object outlined" if board.mask is not None else "")
     figure = tag("figure", tag("img", src=shown, alt=alt, loading="lazy"), tag("figcaption", "input"), class_="input")
-    head = tag("tr", tag("td"), [tag("th", e, scope="col", class_="control" if is_control(e) else None) for e in board.explainers])
-    body = [_maps_of(board, model, row, class_names, encoding) for model in board.models]
-    table = tag("table", tag("caption", f"Maps of image {sample}", class_="unseen"), tag("thead", head), tag("tbody", body))
+    bands = []
+    for start in range(0, len(board.explainers), COLUMNS):
+        explainers = board.explainers[start : start + COLUMNS]
+        head = tag(
+            "tr", tag("td"), [tag("th", _breakable(e), scope="col", class_="control" if is_control(e) else None) for e in explainers]
+        )
+        bands.append(tag("tbody", head, [_maps_of(board, model, explainers, row, class_names, encoding) for model in board.models]))
+    table = tag("table", tag("caption", f"Maps of image {sample}", class_="unseen"), bands)
     scroll = tag("div", table, class_="scroll", tabindex="0", role="region", aria_label=f"maps of image {sample}")
     return tag(
         "article",
@@ -104,6 +110,12 @@ def _card(pick: Pick, board: Board, class_names: Sequence[str], encoding: Encodi
     )
 
 
+def _breakable(name: str) -> Markup:
+    """A name that may go on in the next line after each underscore."""
+    first, *rest = name.split("_")
+    return join(first, [join("_", tag("wbr"), word) for word in rest])
+
+
 def _with_contour(board: Board, row: int) -> np.ndarray:
     """The picture with its mask's border, enlarged first where it is small, so that the line stays thin."""
     assert board.mask is not None
@@ -112,7 +124,7 @@ def _with_contour(board: Board, row: int) -> np.ndarray:
     return draw_contour(picture.repeat(factor, 0).repeat(factor, 1), inside.repeat(factor, 0).repeat(factor, 1))
 
 
-def _maps_of(board: Board, model: str, row: int, class_names: Sequence[str], encoding: Encoding) -> Markup:
+def _maps_of(board: Board, model: str, explainers: Sequence[str], row: int, class_names: Sequence[str], encoding: Encoding) -> Markup:
     target, label, probability = int(board.target[model][row]), int(board.label[row]), float(board.probability[model][row])
     state = "unknown" if label < 0 else "right" if target == label else "wrong"
     mark = {"unknown": "", "right": "✓ ", "wrong": "✗ "}[state]
@@ -121,7 +133,7 @@ def _maps_of(board: Board, model: str, row: int, class_names: Sequence[str], enc
         "span", f"{mark}{name} {probability:.2f}", class_=f"said {state}", title=f"explained class: {name}, probability {probability:.3f}"
     )
     head = tag("th", tag("span", model_dot(board.models, model), model, class_="model"), said, scope="row")
-    return tag("tr", head, [_map(board, model, explainer, row, encoding) for explainer in board.explainers])
+    return tag("tr", head, [_map(board, model, explainer, row, encoding) for explainer in explainers])
 
 
 def _map(board: Board, model: str, explainer: str, row: int, encoding: Encoding) -> Markup:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from typing import Any
 
-VOID = frozenset({"img", "br", "hr", "input", "meta"})
+VOID = frozenset({"img", "br", "hr", "input", "meta", "wbr"})
 
 
 class Markup(str):
