@@ -107,6 +107,7 @@ def test_top_level_composes(name):
         (["model.noise.magnitud=1"], ["model.noise.magnitude"]),
         (["nam=x"], ["name"]),
         (["trainer=cpu"], ["default"]),
+        (["explainer.saliency=null"], ["~explainer.saliency"]),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

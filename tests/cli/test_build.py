@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
-from explainode.cli.build import measure
+from explainode.cli.build import fit_explainers, measure
+from explainode.cli.registry import get
 from explainode.data.shapes import ShapesData
+from explainode.errors import UserError
 from explainode.evaluation import evaluate
 from explainode.explainers.gradient import InputXGradient, Saliency
 from explainode.metrics.faithfulness import Deletion
@@ -59,3 +62,15 @@ def test_without_a_faithfulness_metric_only_the_panel_is_kept(tmp_path):
     settings = SETTINGS | {"metric": {"smoothness": {"_target_": "explainode.metrics.smoothness.Smoothness"}}}
     found = measure(settings, {"a": network(0)}, data, RunDirectory(tmp_path), epoch=0)
     assert all(maps.sample_id.tolist() == [0, 10, 20, 30] and maps.added == 0 for maps in found.maps)
+
+
+def test_explainers_that_learn_from_data_are_fitted_to_each_network():
+    data = get("data/shapes", train_size=16, val_size=4, test_size=4, size=16)
+    network = get("model/six_block", width=8).eval()
+    explainers = {"saliency": get("explainer/saliency"), "pattern_net": get("explainer/pattern_net")}
+    batch = next(iter(data.batches("test", [0, 1])))
+    with pytest.raises(UserError):
+        explainers["pattern_net"](network, batch.image)
+    fitted = fit_explainers(explainers, network, data, {"fit_images": 100, "batch_size": 8})
+    assert fitted["saliency"] is explainers["saliency"]
+    assert fitted["pattern_net"](network, batch.image).shape == batch.image.shape

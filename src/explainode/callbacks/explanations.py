@@ -49,7 +49,8 @@ class ExplanationCallback(Callback):
 
     Args:
         explainers, metrics: by name.
-        without: names of explainers and metrics to leave out here, because they cost many times what the others do.
+        without: names of explainers and metrics to leave out here, because they cost many times what the others do. Explainers that learn
+            from data are left out in any case.
         images: which validation images may be taken: a count (evenly spaced), "a:b", or a list of positions.
         panel_images: how many are also drawn.
         every_n_epochs: explain after every n-th epoch (or more rarely, see above), and after the last.
@@ -89,7 +90,10 @@ class ExplanationCallback(Callback):
             raise UserError(
                 f"budget must be a positive share of the epoch's time or null, got {budget}; leave the callback out to explain nothing"
             )
-        self.explainers = {name: explainer for name, explainer in explainers.items() if name not in without}
+        chosen = {name: explainer for name, explainer in explainers.items() if name not in without}
+        self.explainers = {name: explainer for name, explainer in chosen.items() if type(explainer).fit is Explainer.fit}
+        if learning := [name for name in chosen if name not in self.explainers]:
+            rank_zero_info(f"{', '.join(learning)}: learns from a pass over the data, so it explains after training, not in each epoch")
         self.metrics = {name: metric for name, metric in metrics.items() if name not in without}
         self.images, self.panel_images, self.every_n_epochs, self.budget = images, panel_images, every_n_epochs, budget
         self.batch_size, self.chunk_size, self.noise, self.seed = batch_size, chunk_size, noise, seed

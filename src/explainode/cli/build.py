@@ -18,6 +18,7 @@ from explainode.cli.registry import check_parameters, instantiate, locate
 from explainode.errors import UserError
 from explainode.evaluation import concatenate_maps, evaluate
 from explainode.explainers.adjoint import Surrogate
+from explainode.explainers.base import Explainer
 from explainode.gap import measure_gap
 from explainode.metrics.results import Results
 from explainode.report.picks import worst_images
@@ -110,6 +111,23 @@ def select_images(settings: Mapping[str, Any], data: Any) -> tuple[list[int], in
     return data.select_images(length, min(images, length) if isinstance(images, int) else images), length
 
 
+def fit_explainers(explainers: Mapping[str, Any], network: nn.Module, data: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The explainers of one network; those that learn from data have seen `fit_images` training images, evenly spaced.
+
+    Raises:
+        UserError: if the data has no training images for those that need them.
+    """
+    if all(type(explainer).fit is Explainer.fit for explainer in explainers.values()):
+        return dict(explainers)
+    length = len(data.dataset("train"))
+    indices = data.select_images(length, min(settings["fit_images"], length))
+    found = {}
+    for name, explainer in explainers.items():
+        with Heartbeat(f"fitting {name}"):
+            found[name] = explainer.fit(network, data.batches("train", indices, settings["batch_size"]))
+    return found
+
+
 def measure(
     config: Mapping[str, Any],
     networks: Mapping[str, nn.Module],
@@ -143,7 +161,7 @@ def measure(
         mine = images[rank::world_size]
         return evaluate(
             networks[name].to(device),
-            explainers,
+            fitted[name],
             metrics,
             data.batches(split, mine, settings["batch_size"]),
             n=length,
@@ -159,6 +177,7 @@ def measure(
             progress=progress,
         )
 
+    fitted = {name: fit_explainers(explainers, network.to(device), data, settings) for name, network in networks.items()}
     for name in networks:
         with Heartbeat(f"explaining {name}") as progress:
             found = look(name, metrics, indices, panel, progress)
@@ -181,7 +200,11 @@ def measure(
             gap = measure_gap(
                 teacher.to(device),
                 networks[name].to(device),
-                {e: explainer for e, explainer in explainers.items() if not explainer.needs_ode and not isinstance(explainer, Surrogate)},
+                {
+                    e: explainer
+                    for e, explainer in explainers.items()
+                    if not explainer.needs_ode and not isinstance(explainer, Surrogate) and type(explainer).fit is Explainer.fit
+                },
                 data.batches(split, indices, settings["batch_size"]),
                 name=name,
                 split=split,

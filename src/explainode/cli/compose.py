@@ -71,6 +71,8 @@ def check_entries(config: DictConfig) -> None:
     allow_targets([str(prefix) for prefix in config.get("allow_targets") or []])
     for group in MANY_OF:
         for key, entry in (config.get(group) or {}).items():
+            if entry is None:
+                raise UserError(f"{group}.{key} is null, expected an entry of conf/{group}; to leave it out write '~{group}.{key}'")
             if isinstance(entry, DictConfig) and "_target_" not in entry:
                 raise UserError(
                     f"{group}.{key} is set, but {group} {key!r} is not chosen; choose it with '{group}=[...,{key}]' or drop the override"
