@@ -187,6 +187,15 @@ def test_sensitivity_is_no_contest_with_controls() -> None:
     _add(results, "resnet", "ig", "max_sensitivity", np.ones(30))
     _add(results, "resnet", "centre_prior", "max_sensitivity", np.zeros(30))
     assert compare_controls(results, "resnet") == []
+    assert "resnet: ig has the best max_sensitivity" in verdict(results)  # the control's 0 is no merit
+    assert "controls prove nothing on this metric" in verdict(results)
+
+
+def test_maps_are_held_against_controls_on_localization_too() -> None:
+    results = Results()
+    _add(results, "resnet", "ig", "pointing_game_boxes", np.ones(30), True)
+    _add(results, "resnet", "random_map", "pointing_game_boxes", np.zeros(30), True)
+    assert [c.reference for c in compare_controls(results, "resnet")] == ["random_map"]
 
 
 def test_one_model_without_controls_makes_no_claim() -> None:

@@ -21,13 +21,10 @@ HEADLINES = (
     "best_area_miou",
     "segmentation_agreement",
 )  # what is asked first of two models
-FAITHFUL = (
-    "deletion",
-    "insertion",
-    "pixel_auroc",
-    "best_area_miou",
-    "segmentation_agreement",
-)  # what a control can be beaten on; a constant map is never sensitive
+FAITHFUL = (  # what a control can be beaten on; a constant map is never sensitive
+    "deletion", "insertion", "pixel_auroc", "best_area_miou", "segmentation_agreement", "pointing_game", "energy_pointing_game", "relevance_mass",
+    "relevance_rank", "box_iou", "fixation_map_agreement", "fixation_point_agreement", "road", "negative_perturbation", "aopc", "infidelity",
+)  # fmt: skip
 FACTS = ("cost", "completeness_error")  # have a direction, but are no reason to trust one network more than another
 
 

@@ -188,14 +188,17 @@ def _single_sentence(results: Results, model: str, metric: str | None) -> str:
     if not rows:
         return f"{model}{known}: no explanation was measured."
     directions = [row.higher_is_better for row in rows.values()]
-    best = (max if directions[0] else min)(rows, key=lambda e: rows[e].value)
+    real = [e for e in rows if not is_control(e)] or list(rows)
+    best = (max if directions[0] else min)(real, key=lambda e: rows[e].value)
+    doubt = (
+        "without controls (random_map, centre_prior, edge_map) nobody can say whether that is good."
+        if len(real) == len(rows)
+        else "controls prove nothing on this metric: a map that ignores the network may be perfect on it."
+    )
     row = rows[best]
     ends = interval(row.low, row.high)
     proof = f" [{ends}]" if ends else ""
-    return (
-        f"{model}{known}: {best} has the best {metric}, {number(row.value)}{proof} on {row.n} images; "
-        "without controls (random_map, centre_prior, edge_map) nobody can say whether that is good."
-    )
+    return f"{model}{known}: {best} has the best {metric}, {number(row.value)}{proof} on {row.n} images; {doubt}"
 
 
 def _floor_cautions(results: Results) -> list[str]:
