@@ -33,7 +33,7 @@ TARGET = 1e-10
 # name: pixels of a side; less than 224 where the network allows
 STOCK = {
     "resnet18": 64, "resnet50": 64, "wide_resnet101_2": 64, "resnext101_32x8d": 64, "vgg11_bn": 64, "vgg19": 64, "densenet121": 64,
-    "mobilenet_v2": 64, "mobilenet_v3_small": 64, "efficientnet_b0": 64, "convnext_tiny": 64, "vit_b_16": 224, "swin_t": 96,
+    "mobilenet_v2": 64, "mobilenet_v3_small": 64, "efficientnet_b0": 64, "convnext_tiny": 64, "vit_b_16": 64, "swin_t": 96,
     "deit_tiny_patch16_224": 224,
 }  # fmt: skip
 SOLVERS = ("euler", "midpoint", "heun2", "ralston", "fehlberg2", "heun3", "rk4", "rk4_38", "bosh3", "dopri5", "tsit5", "torchdiffeq")
@@ -57,7 +57,8 @@ def stock(name: str) -> nn.Module:
         import timm
 
         return lived_in(timm.create_model(name, pretrained=False))
-    return lived_in(torchvision.models.get_model(name, weights=None))
+    settings = {"image_size": STOCK[name]} if name.startswith("vit") else {}
+    return lived_in(torchvision.models.get_model(name, weights=None, **settings))
 
 
 def solved(solver: str) -> nn.Module:
