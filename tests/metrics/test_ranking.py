@@ -175,5 +175,5 @@ def test_one_sort_serves_all(measured, record, network, pictures, monkeypatch):
 def test_bad_input_is_told_in_a_sentence(measured):
     with pytest.raises(UserError, match="truth must be mask or boxes, got 'masks'"):
         PixelAUROC(truth="masks")
-    with pytest.raises(UserError, match="needs boxes, but this data has none; choose data with boxes, or data=shapes"):
+    with pytest.raises(UserError, match="needs boxes, but this data has none; choose data with boxes, such as data=tiny_imagenet_boxes"):
         measured(PixelAUROC, torch.rand(1, 8, 8), objects(1, 8), truth="boxes")
