@@ -123,8 +123,14 @@ class Composite:
         """The rule of each operation on a tape.
 
         The function raises a UserError for an operation that no assignment matches.
+
+        Raises:
+            UserError: if an assignment names a module and matches no operation: the name is most likely misspelled.
         """
         place = Place.of(tape)
+        for assignment in self.assignments:
+            if assignment.module is not None and not any(assignment.matches(operation, place) for operation in tape.operations):
+                raise _matches_nothing(assignment, assignment.module, tape)
 
         def choose(operation: Operation) -> Rule:
             for assignment in self.assignments:
@@ -133,3 +139,18 @@ class Composite:
             raise UserError(f"the composite has no rule for {operation} of kind {operation.kind!r}; add an assignment for this kind")
 
         return choose
+
+
+def _matches_nothing(assignment: Assignment, module: str, tape: Tape) -> UserError:
+    """What to tell about an assignment to modules that do nothing of the kind, or are not there."""
+    rule = type(assignment.rule).__name__
+    found = {operation.name: operation.kind for operation in tape.operations if fnmatchcase(operation.module, module)}
+    if found:
+        there = ", ".join(f"{name} ({kind})" for name, kind in sorted(found.items()))
+        return UserError(
+            f"{rule} for module {module!r} matches no operation, of those in it ({there}); mend the assignment's other conditions"
+        )
+    paths = [operation.module.split(".") for operation in tape.operations if operation.module]
+    known = {".".join(path[:depth]) for path in paths for depth in range(1, len(path) + 1)}
+    near = nearest(module.rstrip("*").rstrip("."), known)
+    return UserError(f"{rule} for module {module!r} matches no operation of this network; the nearest modules are {near}")
