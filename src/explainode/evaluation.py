@@ -25,7 +25,7 @@ from explainode.explainers.base import Explainer, count_passes, finished, guard,
 from explainode.explainers.guard import unwrap
 from explainode.explainers.layers import cut_at
 from explainode.explainers.one_pass import OnePass, read_together
-from explainode.explainers.passes import Passes
+from explainode.explainers.passes import Passes, Reports, collect_reports, join_reports
 from explainode.explainers.targets import Target, Unit
 from explainode.metrics.base import WHAT_IS_NEEDED, ExplanationMetric, full_name
 from explainode.metrics.results import Maps, Results, Row
@@ -122,6 +122,19 @@ class _Session:
         network, classes = self.model if model is None else model, self.target if target is None else target
         return self._over_rows(lambda part, row: self.explainer(network, part, classes[row]), x, rows, draw)
 
+    def explain_and_report(self, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """What `explain` returns, and the numbers (B,) that the method reported on the way, by name, averaged over the noise draws."""
+        parts: list[Reports] = []
+
+        def compute(part: Tensor, rows: Tensor) -> Tensor:
+            with collect_reports(len(part)) as reports:
+                attribution = self.explainer(self.model, part, self.target[rows])
+            parts.append(reports)  # of a chunk that went through; one that runs out of memory comes again
+            return attribution
+
+        attribution = self._over_rows(compute, x, None, None)
+        return attribution, {name: values.view(-1, len(x)).mean(0) for name, values in join_reports(parts).items()}
+
     def explain_together(self, group: Sequence[OnePass], x: Tensor) -> tuple[Tensor, ...]:
         """What `explain` of each member of the group returns, from one forward and one backward."""
 
@@ -148,7 +161,7 @@ class _Session:
         return sums if defined else None
 
     def diagnose(self, x: Tensor) -> dict[str, Tensor]:
-        """(B,) numbers of the method about the attributions of x, by name."""
+        """(B,) numbers of the method about the attributions of x, by name, that it does not report while it explains."""
         if type(self.explainer).diagnose is Explainer.diagnose:
             return {}
         names: list[str] = []
@@ -288,8 +301,9 @@ def _explanations(
                 counts = [passes, *(Passes() for _ in group[1:])]
                 waiting = [(attribution, count, seconds / len(group)) for attribution, count in zip(maps, counts, strict=True)]
             attribution, passes, seconds = waiting.pop(0)
+            said: dict[str, Tensor] = {}
         else:
-            attribution, passes, seconds = _timed(partial(session.explain, x), x.device)
+            (attribution, said), passes, seconds = _timed(partial(session.explain_and_report, x), x.device)
         expected = session.expected_sum(x)
         yield Explanation(
             x=x,
@@ -311,7 +325,7 @@ def _explanations(
             forward=session.forward,
             explain=session.explain,
             model=model,
-            diagnostics=session.diagnose(x),
+            diagnostics=said | session.diagnose(x),
             fixation_map=fixation_map,
             fixation_points=fixation_points,
             shared=shared,

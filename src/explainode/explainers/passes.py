@@ -1,4 +1,4 @@
-"""Sending rows through a network: counted, split to fit into memory, with each row's own noise.
+"""Sending rows through a network: counted, split to fit into memory, with each row's own noise; and what is learned of each row on the way.
 
 Letters: B images, g copies of each, R = g * B rows ordered (copy, image).
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 
 import torch
@@ -29,7 +29,20 @@ class Passes:
     backwards: int = 0
 
 
+@dataclass
+class Reports:
+    """What was said about each of some rows: per name the numbers (rows,) of every report."""
+
+    rows: int
+    said: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    def means(self) -> dict[str, Tensor]:
+        """(rows,) by name; a name that was reported more than once is averaged."""
+        return {name: torch.stack(values).mean(0) for name, values in self.said.items()}
+
+
 _counters: ContextVar[tuple[Passes, ...]] = ContextVar("explainode_passes", default=())
+_reports: ContextVar[Reports | None] = ContextVar("explainode_reports", default=None)
 _limit: ContextVar[int | None] = ContextVar("explainode_rows_per_pass", default=None)
 
 
@@ -49,6 +62,53 @@ def record_pass(forwards: int = 0, backwards: int = 0) -> None:
     for passes in _counters.get():
         passes.forwards += forwards
         passes.backwards += backwards
+
+
+@contextmanager
+def _listen(reports: Reports | None) -> Iterator[None]:
+    token = _reports.set(reports)
+    try:
+        yield
+    finally:
+        _reports.reset(token)
+
+
+@contextmanager
+def collect_reports(rows: int) -> Iterator[Reports]:
+    """Context that collects what methods `report` about these rows; only the innermost one hears a report."""
+    reports = Reports(rows)
+    with _listen(reports):
+        yield reports
+
+
+def report(name: str, values: Tensor) -> None:
+    """Says a number about each row that is being explained; nothing happens where nobody collects.
+
+    Numbers about other rows than those of the explanation (copies of the images, see `each_copy`) are left out.
+
+    Args:
+        values: (rows,) in the rows' order.
+
+    Raises:
+        UserError: if `values` has another number of dimensions.
+    """
+    if values.dim() != 1:
+        raise UserError(f"report takes one number per row, got {name!r} of shape {tuple(values.shape)}; reduce it to (rows,)")
+    reports = _reports.get()
+    if reports is not None and len(values) == reports.rows:
+        values = values.detach() if values.is_floating_point() else values.double()  # of counts the mean is no count
+        reports.said.setdefault(name, []).append(values)
+
+
+def join_reports(parts: Sequence[Reports]) -> dict[str, Tensor]:
+    """The numbers of consecutive rows by name; NaN for rows of which a name was not said."""
+    found = [part.means() for part in parts]
+    names = dict.fromkeys(name for means in found for name in means)
+    like = {name: next(means[name] for means in found if name in means) for name in names}
+    return {
+        name: torch.cat([means.get(name, like[name].new_full((part.rows,), torch.nan)) for part, means in zip(parts, found, strict=True)])
+        for name in names
+    }
 
 
 @contextmanager
@@ -73,16 +133,19 @@ def rows_per_pass() -> int | None:
 
 
 def in_passes(evaluate: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
-    """`evaluate(*tensors)`, the rows split into passes that respect the limit; each row keeps its own noise."""
+    """`evaluate(*tensors)`, the rows split into passes that respect the limit; each row keeps its own noise, and what is reported of it."""
     rows = len(tensors[0])
     limit = rows_per_pass() or rows
     if rows <= limit:
         return evaluate(*tensors)
-    parts = []
+    parts, said = [], []
     for start in range(0, rows, limit):
         chunk = slice(start, min(start + limit, rows))
-        with noise_rows(torch.arange(chunk.start, chunk.stop)):
+        with noise_rows(torch.arange(chunk.start, chunk.stop)), collect_reports(chunk.stop - chunk.start) as reports:
             parts.append(evaluate(*(tensor[chunk] for tensor in tensors)))
+        said.append(reports)
+    for name, values in join_reports(said).items():
+        report(name, values)
     return tuple(torch.cat(outputs) for outputs in zip(*parts, strict=True))
 
 
@@ -142,7 +205,8 @@ def each_copy(
 ) -> Iterator[tuple[Tensor, ...]]:
     """`evaluate` on every copy (B, C, H, W) of one batch, several copies at a time; yields the results copy by copy.
 
-    Every copy of an image carries that image's noise. Who adds up what is yielded gets a sum that does not depend on the chunk.
+    Every copy of an image carries that image's noise. What is reported of copies is not heard: they are other images. Who adds up what is
+    yielded gets a sum that does not depend on the chunk.
 
     Args:
         evaluate: (x (R, C, H, W), target (R,)) -> tensors with R rows.
@@ -152,6 +216,6 @@ def each_copy(
     batch = len(target)
     copies = iter(copies)
     while group := list(islice(copies, copies_per_pass(batch))):
-        with noise_rows(torch.arange(batch).repeat(len(group))):
+        with noise_rows(torch.arange(batch).repeat(len(group))), _listen(None):
             outputs = evaluate(torch.cat(group), target.repeat(len(group)))
         yield from zip(*(output.chunk(len(group)) for output in outputs), strict=True)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from explainode.explainers.base import Explainer
-from explainode.explainers.passes import in_passes, predict, record_pass
+from explainode.explainers.passes import in_passes, predict, record_pass, report
 from explainode.explainers.targets import check_logits, check_range, select_score
 from explainode.relevance.composite import Composite
 from explainode.relevance.operations import Value
@@ -22,6 +23,10 @@ class Relevance(Explainer):
 
     With a composite that conserves, the values of an image add up to its logit; what biases or constants absorb is missing from the sum, and the
     completeness error says how much that is.
+
+    Of each image it reports what its rules measured, on average over their units, and, where the walk begins with the logit, as parts of |logit|
+    (NaN if that is 0): `relevance_absorbed`, (logit - sum) / |logit|, and `relevance_spread`, what was handed out evenly to the inputs of units
+    that had no share to give, summed over all units, which conserves the sum but says nothing of the image.
 
     Args:
         composite: which rule where.
@@ -37,7 +42,12 @@ class Relevance(Explainer):
     def attribute(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
         def evaluate(x: Tensor, target: Tensor) -> tuple[Tensor]:
             tape = record_logits(model, x, target)
-            return (walk_back(tape, target, self.composite)[0],)
+            R, walk = walk_back(tape, target, self.composite)
+            for name, values in walk.means().items():
+                report(name, values)
+            if self.composite.seed == "logit":
+                report_losses(walk, R, select_score(tape.output.data, target))
+            return (R,)
 
         return in_passes(evaluate, x, target)[0]
 
@@ -69,3 +79,11 @@ def walk_back(tape: Tape, target: Tensor, composite: Composite, keep: Sequence[V
     record_pass(backwards=tape.batch)
     walk = Walk(tape)
     return walk.back({tape.output: seed(tape, target, composite.seed)}, composite, keep, last=True), walk
+
+
+def report_losses(walk: Walk, R: Tensor, score: Tensor) -> None:
+    """How much of the score (B,) is missing from the relevance of the pixels (B, C, H, W), and how much was spread, as parts of |score|."""
+    score = score.double()
+    scale = torch.where(score == 0, torch.nan, score.abs())
+    report("relevance_absorbed", (score - R.flatten(1).sum(1, dtype=torch.float64)) / scale)
+    report("relevance_spread", walk.amounts.get("spread", torch.zeros_like(score)) / scale)

@@ -25,15 +25,12 @@ class Decomposition:
 class RootInference(Relevance):
     """Relevance by a composite that infers roots, with what the inference says of itself.
 
-    `diagnose` gives per image, on average over the layers: how far the fit is from what it was to be (`root_residual`), what the network's layers
+    Reported per image, on average over the layers: how far the fit is from what it was to be (`root_residual`), what the network's layers
     still say of their roots (`root_output`: 0 for a true root, 1 if nothing was taken away), and how much their gradients differ from those at the
     layers' inputs (`root_gradient_mse`).
 
     Source: paper 002.
     """
-
-    def diagnose(self, model: nn.Module, x: Tensor, target: Tensor) -> dict[str, Tensor]:
-        return self._walk(model, x, target).means()
 
     def decompose(self, model: nn.Module, x: Tensor, target: Tensor, names: Sequence[str]) -> dict[str, Decomposition]:
         """Signal and root of the inputs of named layers, convolutions or dense layers where the composite infers roots.
@@ -43,7 +40,10 @@ class RootInference(Relevance):
 
         Source: paper 002, Eq. 5 and Fig. 7.
         """
-        walk = self._walk(model, x, target, signals=True)
+        tape = record_logits(model, x, target)
+        record_pass(backwards=len(x))
+        walk = Walk(tape, signals={})
+        walk.back({tape.output: seed(tape, target, self.composite.seed)}, self.composite)
         assert walk.signals is not None
         found = {}
         for name in names:
@@ -53,10 +53,3 @@ class RootInference(Relevance):
             last = next(o for o in reversed(walk.tape.operations) if o.module == name and o.kind == "linear")
             found[name] = Decomposition(signal, last.inputs[0].data - signal)
         return found
-
-    def _walk(self, model: nn.Module, x: Tensor, target: Tensor, signals: bool = False) -> Walk:
-        tape = record_logits(model, x, target)
-        record_pass(backwards=len(x))
-        walk = Walk(tape, signals={} if signals else None)
-        walk.back({tape.output: seed(tape, target, self.composite.seed)}, self.composite)
-        return walk
