@@ -214,7 +214,9 @@ class Affine(Operation):
     def slope(self) -> Tensor:
         """a, broadcastable to the output."""
         one = torch.ones((), dtype=self.output.data.dtype, device=self.output.data.device)
-        name, (left, right) = self.name, (*self.args, None)[:2]
+        # in its type: a float32 with axes would win over a double without
+        left, right = (part.to(one) if isinstance(part, Tensor) else part for part in (*self.args, None)[:2])
+        name = self.name
         if name == "mul":
             return one * (right if isinstance(left, Slot) else left)
         if name == "div":
