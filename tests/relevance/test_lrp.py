@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from explainode.explainers.guard import guard
 from explainode.explainers.relevance import Relevance
+from explainode.relevance.composite import Assignment
+from explainode.relevance.composites import lrp
 from explainode.relevance.operations import Linear
 from explainode.relevance.rules.lrp import AlphaBeta, Epsilon, Flat, Gamma, LinearRule, WSquare, ZBox, ZPlus
 from explainode.relevance.tape import record
@@ -244,3 +246,99 @@ def test_maps_are_zennits_where_zennit_is_right(name, x, composite):
     expected = zennits(theirs, copy.deepcopy(net), x.clone().requires_grad_(), TARGET)
     found = Relevance(composite(name))(net, x, TARGET)
     assert (found - expected).abs().max() <= 1e-12 * expected.abs().max()
+
+
+class Biased(nn.Module):
+    """A normalization in single precision, convolutions with biases and BatchNorm before and behind a rectifier, a residual sum, pooling, a dense head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.BatchNorm2d(6), nn.MaxPool2d(2))
+        self.block = nn.Sequential(nn.Conv2d(6, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6))
+        self.head = nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 4))
+        unsettle(self)
+        self.double().eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, std = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+        x = self.stem((x - mean) / std)
+        return self.head((x + self.block(x)).relu().mean((2, 3)))
+
+
+def unsettle(net: nn.Module) -> None:
+    """BatchNorm that does something, and biases that are not zero."""
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.2), module.running_var.uniform_(0.5, 2), module.weight.data.uniform_(0.5, 1.5)
+        if getattr(module, "bias", None) is not None:
+            module.bias.data.normal_(0, 0.2)
+
+
+def test_lrp_0_is_input_times_gradient_where_biases_absorb(x, composite, by_autograd):
+    net = Biased()
+    expected = x * by_autograd(net, x, TARGET)
+    size = expected.abs().amax((1, 2, 3), keepdim=True)
+    found = Relevance(composite("lrp_0"))(net, x, TARGET)
+    assert bool(((found - expected).abs() <= 1e-10 * size).all())
+    # no coincidence: an epsilon bends it, and so does a bias that takes nothing
+    for rule in (Epsilon(0.1), Epsilon(0.1, relative=True), Epsilon(0.0, bias="drop")):
+        bent = Relevance(lrp([Assignment(rule)], residual="signed", constants="absorb"))(net, x, TARGET)
+        assert bool(((bent - expected).abs().amax((1, 2, 3), keepdim=True) > 1e-2 * size).all())
+
+
+def small_resnet() -> nn.Module:
+    resnet = pytest.importorskip("torchvision.models.resnet")
+    torch.manual_seed(0)
+    net = resnet.ResNet(resnet.BasicBlock, [1, 1, 1, 1], num_classes=4)
+    unsettle(net)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = 0.0  # zennit merges it and leaves it in the normalization too
+    return net.double().eval()
+
+
+@pytest.mark.parametrize("name", ["z+", "epsilon plus", "epsilon plus, biases in z"])
+def test_residual_networks_are_zennits_on_its_canonized_form(name, x):
+    """Theirs merges BatchNorm into the weights and makes modules of sums; ours finds both on the tape of the untouched network."""
+    rules, composites = pytest.importorskip("zennit.rules"), pytest.importorskip("zennit.composites")
+    types, canonizers = pytest.importorskip("zennit.types"), pytest.importorskip("zennit.torchvision")
+    from zennit.layer import Sum
+
+    drop = name != "epsilon plus, biases in z"
+    z_plus = rules.ZPlus(stabilizer=quiet, **({"zero_params": "bias"} if drop else {}))
+    dense = z_plus if name == "z+" else rules.Epsilon(1e-6)
+    layers = [(types.Activation, rules.Pass()), (Sum, rules.Norm(stabilizer=quiet)), (types.AvgPool, rules.Norm(stabilizer=quiet))]
+    theirs = composites.LayerMapComposite(
+        [*layers, (types.Convolution, z_plus), (types.Linear, dense)], canonizers=[canonizers.ResNetCanonizer()]
+    )
+    net, x = small_resnet(), torch.nn.functional.interpolate(x, scale_factor=4)
+    expected = zennits(theirs, copy.deepcopy(net), x.clone().requires_grad_(), TARGET)
+    ours = ZPlus(bias="drop" if drop else "absorb")
+    linear = [Assignment(ours, op="convolution"), Assignment(ZPlus(), kind="average"), Assignment(ours if name == "z+" else Epsilon(1e-6))]
+    found = Relevance(lrp(linear, residual="signed"))(net, x, TARGET)
+    assert (found - expected).abs().max() <= 1e-10 * expected.abs().max()
+
+
+def quiet(z: Tensor) -> Tensor:
+    """Zennit's stabilizer adding nothing where there is something to divide by."""
+    return torch.where(z == 0, 1.0, z)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("explainer", ["dtd_z_plus", "lrp_gamma"])
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "densenet121", "vgg11_bn", "deit_tiny_patch16_224"])
+def test_relevance_of_networks_from_the_shelf_is_conserved(name, explainer, composite):
+    """Where biases and constants take nothing, the pixels of each image hold its logit: through residual sums, gates, concatenations and tokens."""
+    torch.manual_seed(0)
+    if name.startswith("deit"):
+        net = pytest.importorskip("timm").create_model(name, img_size=64, num_classes=4)
+    else:
+        net = getattr(pytest.importorskip("torchvision.models"), name)(num_classes=4)
+    unsettle(net)
+    net.double().eval()
+    x = torch.rand(4, 3, 64, 64, dtype=torch.double, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        logits = net(x).gather(1, TARGET[:, None])[:, 0]
+    R = Relevance(composite(explainer))(net, x, TARGET)
+    torch.testing.assert_close(R.sum((1, 2, 3)), logits, rtol=1e-8, atol=0)
