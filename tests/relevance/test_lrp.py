@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from explainode.explainers.guard import guard
 from explainode.explainers.relevance import Relevance
-from explainode.relevance.composite import Assignment
+from explainode.relevance.composite import Assignment, Composite
 from explainode.relevance.composites import lrp
 from explainode.relevance.operations import Linear
 from explainode.relevance.rules.lrp import AlphaBeta, Epsilon, Flat, Gamma, LinearRule, WSquare, ZBox, ZPlus
+from explainode.relevance.rules.structure import Split
 from explainode.relevance.tape import record
 from explainode.relevance.walk import Walk
 
@@ -342,3 +343,72 @@ def test_relevance_of_networks_from_the_shelf_is_conserved(name, explainer, comp
         logits = net(x).gather(1, TARGET[:, None])[:, 0]
     R = Relevance(composite(explainer))(net, x, TARGET)
     torch.testing.assert_close(R.sum((1, 2, 3)), logits, rtol=1e-8, atol=0)
+
+
+@pytest.mark.parametrize("name", ["positive", "signed", "half", "rectified"])
+@pytest.mark.parametrize("reader", [nn.ReLU(), nn.GELU()])
+def test_a_sum_is_split_as_its_equation_says(name, reader):
+    """R_a = q_a / (q_a + q_b) R, written out; `rectified` is `positive` before a ReLU and `signed` before anything else."""
+
+    class Net(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return reader((x - 0.5) + (0.3 - x.square()))
+
+    torch.manual_seed(0)
+    x, R = torch.rand(2, 3, 4, 4, dtype=torch.double), torch.randn(2, 3, 4, 4, dtype=torch.double)
+    with guard(Net()) as net:
+        tape = record(net, x)
+    (operation,) = tape.of_kind("sum")
+    shares = Split(name).propagate(operation, (R,), Walk(tape))
+    a, b = x - 0.5, 0.3 - x.square()
+    if name == "positive" or (name == "rectified" and isinstance(reader, nn.ReLU)):
+        a, b = a.clamp(min=0), b.clamp(min=0)
+        weight = torch.where(a + b > 0, a / (a + b), 0.5)
+    else:
+        weight = torch.full_like(a, 0.5) if name == "half" else a / (a + b)
+    torch.testing.assert_close(shares[0], weight * R, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(shares[0] + shares[1], R, rtol=1e-12, atol=1e-12)
+
+
+class Transformer(nn.Module):
+    """Tokens of 4 x 4 pixels, `depth` blocks of attention and dense layers behind layer normalization, their mean, a head."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.patches, self.head = nn.Conv2d(3, 16, 4, 4), nn.Sequential(nn.LayerNorm(16), nn.Linear(16, 4))
+        self.norms = nn.ModuleList(nn.LayerNorm(16) for _ in range(2 * depth))
+        self.attentions = nn.ModuleList(nn.MultiheadAttention(16, 2, batch_first=True) for _ in range(depth))
+        self.denses = nn.ModuleList(nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16)) for _ in range(depth))
+        self.double().eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        t = self.patches(x).flatten(2).transpose(1, 2)
+        for i, (attention, dense) in enumerate(zip(self.attentions, self.denses, strict=True)):
+            n = self.norms[2 * i](t)
+            t = t + attention(n, n, n, need_weights=False)[0]
+            t = t + dense(self.norms[2 * i + 1](t))
+        return self.head(t.mean(1))
+
+
+def test_the_combination_does_not_explode_where_sums_are_not_rectified(composite):
+    """LRP-0 below a positive split divides halves of R by terms that nearly vanish, block by block."""
+    net, x = Transformer(16), torch.rand(4, 3, 16, 16, dtype=torch.double, generator=torch.Generator().manual_seed(1))
+    ours = composite("lrp_combination")
+    with torch.no_grad():
+        logits = net(x).gather(1, TARGET[:, None])[:, 0].abs()
+
+    def growth(rules: Composite) -> Tensor:
+        return Relevance(rules)(net, x, TARGET).abs().sum((1, 2, 3)) / logits
+
+    linear = [assignment for assignment in ours.assignments if isinstance(assignment.rule, LinearRule)]
+    assert growth(ours).max() < 20
+    assert growth(lrp(linear)).min() > 1000  # the same rules for linear maps with positive splits, and normalization that passes
+
+
+def test_the_combination_is_what_it_was_where_sums_are_rectified(x, composite):
+    """BatchNorm is folded into convolutions and ReLU reads every sum: splits are positive, and no normalization is left."""
+    net, ours = small_resnet(), composite("lrp_combination")
+    x = torch.nn.functional.interpolate(x, scale_factor=4)
+    linear = [assignment for assignment in ours.assignments if isinstance(assignment.rule, LinearRule)]
+    assert torch.equal(Relevance(ours)(net, x, TARGET), Relevance(lrp(linear))(net, x, TARGET))

@@ -271,6 +271,7 @@ class Sum(Operation):
     """a + b or a - b, both explained."""
 
     kind = "sum"
+    rectified: str | None = None  # as of a linear operation
 
     @property
     def signs(self) -> tuple[float, float]:

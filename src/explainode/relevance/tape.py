@@ -27,6 +27,7 @@ from explainode.relevance.operations import (
     Operation,
     ProductWithConstant,
     Slot,
+    Sum,
     Unknown,
     Value,
     kind_of,
@@ -321,7 +322,7 @@ def _foldable(norm: BatchNorm, kept: set[int]) -> bool:
 
 
 def _fold(operations: list[Operation], kept: set[int]) -> list[Operation]:
-    """Batch normalization joined to the linear operation that it alone reads; linear operations told which activation reads them."""
+    """Batch normalization joined to the linear operation that it alone reads; linear operations and sums told which activation reads them."""
     folded: dict[int, Operation] = {}
     gone: set[int] = set()
     for operation in operations:
@@ -336,6 +337,6 @@ def _fold(operations: list[Operation], kept: set[int]) -> list[Operation]:
     for operation in result:
         if operation.kind == "activation" and operation.inputs[0].consumers == 1:
             producer = operation.inputs[0].producer
-            if isinstance(producer, Linear):
+            if isinstance(producer, Linear | Sum):
                 producer.rectified = operation.name
     return result

@@ -96,13 +96,15 @@ class Split(Rule):
 
     Args:
         by: `positive`: q = a+, so that nothing grows; where neither is positive, half each. `signed`: q = a, over a + b + epsilon sign.
-            `half`: half each.
+            `half`: half each. `rectified`: `positive` where the sum cannot be negative or a ReLU alone reads it, `signed` elsewhere.
         epsilon: of `signed`.
 
     Raises:
         UserError: for any other word.
 
     Source: Chefer et al. 2021 for the proportional split (`signed`). We prefer `positive`, which stays bounded where a and b cancel.
+    Below LRP-0 and epsilon rules only what is rectified may be split so: R is proportional to a + b there, and a share R / 2 of a term that nearly
+    vanishes is divided by that term in the layer that made it. Hence `rectified`, ours.
     """
 
     kinds = ("sum",)
@@ -110,7 +112,7 @@ class Split(Rule):
     epsilon: float = 0.0
 
     def __post_init__(self) -> None:
-        _check(self.by, ("positive", "signed", "half"), "by")
+        _check(self.by, ("positive", "signed", "half", "rectified"), "by")
 
     def propagate(self, operation: Operation, relevance: Relevance, walk: Walk) -> Relevance:
         assert isinstance(operation, Sum)
@@ -120,7 +122,7 @@ class Split(Rule):
         if self.by == "half":
             return tuple(fit(R / 2, shape) for shape in shapes)
         q_a, q_b = (value.data if sign == 1 else sign * value.data for sign, value in zip(operation.signs, operation.inputs, strict=True))
-        if self.by == "positive":
+        if self.by == "positive" or (self.by == "rectified" and (operation.rectified == "relu" or operation.output.nonnegative)):
             q_a, q_b = q_a.clamp(min=0), q_b.clamp(min=0)
         s, neither = divide(R, stabilized(q_a + q_b, self.epsilon))
         shares = [q_a * s, q_b * s]
