@@ -15,7 +15,7 @@ from explainode.explainers.relevance import Relevance
 from explainode.relevance.composite import Assignment, Composite
 from explainode.relevance.composites import lrp
 from explainode.relevance.rules.lrp import Epsilon, Flat, Gamma, WSquare, ZBox, ZPlus
-from explainode.relevance.rules.structure import Gate, Pass, Route, Split
+from explainode.relevance.rules.structure import AffineShare, Gate, Pass, Route, Split
 from explainode.relevance.tape import Tape, record
 
 TARGET = torch.tensor([0, 2])
@@ -121,6 +121,16 @@ def test_an_average_has_no_depth(x):
 def test_first_are_all_that_see_the_pixels_through_scales_and_offsets(x):
     found = chosen(Composite([Assignment(Flat(), position="first"), Assignment(ZPlus())]), taped(Branches(), x))
     assert found == {"near": Flat(), "far": Flat(), "behind": ZPlus(), "joint": ZPlus(), "head": ZPlus()}
+
+
+def test_first_are_the_scales_and_offsets_of_the_pixels_too(x):
+    tape = taped(Branches(), x)
+    choose = Composite([Assignment(Pass(), position="first"), Assignment(AffineShare()), Assignment(ZPlus()), Assignment(Split())]).assign(
+        tape
+    )
+    affine = tape.of_kind("affine")
+    assert [operation.name for operation in affine if choose(operation) == Pass()] == ["sub", "div", "mul", "sub"]
+    assert [operation.name for operation in affine if choose(operation) == AffineShare()] == ["mul", "add"]  # behind the head
 
 
 def test_last_is_what_makes_the_logits_seen_through_scales(x):

@@ -406,6 +406,21 @@ def test_the_combination_does_not_explode_where_sums_are_not_rectified(composite
     assert growth(lrp(linear)).min() > 1000  # the same rules for linear maps with positive splits, and normalization that passes
 
 
+def test_how_pixels_are_normalized_does_not_matter_to_the_combination(x, composite):
+    """(x - m) / s, and x / s + (-m / s): the box goes through either."""
+
+    class Normalized(nn.Module):
+        def __init__(self, net: nn.Module, added: bool) -> None:
+            super().__init__()
+            self.net, self.added = net, added
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x / 0.2 + (-0.4 / 0.2) if self.added else (x - 0.4) / 0.2)
+
+    subtracted, added = (Relevance(composite("lrp_combination"))(Normalized(Vgg(), added), x, TARGET) for added in (False, True))
+    torch.testing.assert_close(added, subtracted, rtol=1e-7, atol=1e-12)
+
+
 def test_the_combination_is_what_it_was_where_sums_are_rectified(x, composite):
     """BatchNorm is folded into convolutions and ReLU reads every sum: splits are positive, and no normalization is left."""
     net, ours = small_resnet(), composite("lrp_combination")

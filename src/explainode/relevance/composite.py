@@ -23,7 +23,8 @@ class Assignment:
         rule: for the kinds of operation that it knows.
         kind: only this kind; op: only torch's operation of this name (`convolution`).
         module: only operations whose module's name matches this pattern (`layer4.*`).
-        position: `first`: linear operations that see the pixels, through nothing but scales and offsets; `last`: the linear operation that makes the logits.
+        position: `first`: linear operations that see the pixels, through nothing but scales and offsets, and these;
+            `last`: the linear operation that makes the logits.
         depth: (low, high): linear operations by their share of the way from the pixels (0) to the logits (1), low <= depth < high.
 
     Raises:
@@ -69,7 +70,8 @@ class Assignment:
 
 @dataclass(frozen=True)
 class Place:
-    """Where the linear operations of a tape stand: those that see the pixels, those that make the logits, and each one's depth in [0, 1]."""
+    """Where the operations of a tape stand: those that see the pixels, with the scales and offsets before them, those that make the logits, and
+    the depth of each linear one in [0, 1]."""
 
     first: frozenset[int]
     last: frozenset[int]
@@ -85,6 +87,7 @@ class Place:
                 continue
             if isinstance(operation, Affine):
                 affine.add(id(operation.output))
+                first.add(id(operation))
             elif operation.kind == "linear":
                 first.add(id(operation))
         last = tape.output.producer
