@@ -14,12 +14,11 @@ from torch import Tensor
 from explainode.data.augment import Augment
 from explainode.data.base import ImageData
 from explainode.data.batch import Batch
+from explainode.data.file_dataset import FileDataset, check_size
 from explainode.data.pictures import central_square, load_picture, resize_square
 from explainode.errors import UserError
 
 MASK, BOXES, FIXATION_MAP, FIXATION_POINTS = ANNOTATIONS = ("mask", "boxes", "fixation_map", "fixation_points")
-
-_STAND_INS = 20  # neighbors tried for an unreadable training picture, as in `image_folder`
 
 
 class Record:
@@ -103,15 +102,17 @@ def read_plane(path: Path, what: str) -> np.ndarray:
     return values
 
 
-class AnnotatedDataset:
+Loaded = tuple[Tensor, dict[str, Tensor]]
+"""The picture (3, size, size) and its annotations by kind."""
+
+
+class AnnotatedDataset(FileDataset[Loaded]):
     """Records by position.
 
     Args:
         records: what there is.
         provides: the kinds of annotation that each record reads, of `ANNOTATIONS`.
-        size: pictures are cut to their central square and resized to size x size.
-        replace: put the next readable record where one cannot be read, so that training batches keep their size; otherwise its row is left
-            out.
+        size, replace: see `FileDataset`.
     """
 
     def __init__(
@@ -123,56 +124,41 @@ class AnnotatedDataset:
         num_classes: int,
         replace: bool = False,
     ) -> None:
-        self.records, self.provides, self.size, self.replace = records, provides, size, replace
-        self.class_names, self.num_classes = class_names, num_classes
+        super().__init__(size, class_names, num_classes, replace)
+        self.records, self.provides = records, provides
 
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, index: int) -> Batch:
-        return self.__getitems__([range(len(self))[index]])
+    def path(self, position: int) -> Path:
+        return self.records[position].path
 
     def __getitems__(self, indices: list[int]) -> Batch:
-        images: list[Tensor] = []
-        ids: list[int] = []
-        found: dict[str, list[Tensor]] = {kind: [] for kind in ANNOTATIONS}
-        skipped: dict[str, str] = {}
-        for index in indices:
-            for k in range(min(len(self), _STAND_INS + 1 if self.replace else 1)):
-                position = (index + k) % len(self)
-                try:
-                    image, annotations = self.load(self.records[position])
-                except UserError as error:
-                    skipped[str(self.records[position].path)] = str(error)
-                    continue
-                images.append(image)
-                ids.append(position)
-                for kind, value in annotations.items():
-                    found[kind].append(value)
-                break
+        ids, loaded, skipped = self.read(indices)
 
         def stack(kind: str, dtype: torch.dtype) -> Tensor | None:
             if kind not in self.provides:
                 return None
-            return torch.stack(found[kind]) if ids else torch.empty(0, self.size, self.size, dtype=dtype)
+            return torch.stack([found[kind] for _, found in loaded]) if ids else torch.empty(0, self.size, self.size, dtype=dtype)
 
         return Batch(
-            image=torch.stack(images) if images else torch.empty(0, 3, self.size, self.size),
+            image=torch.stack([image for image, _ in loaded]) if ids else torch.empty(0, 3, self.size, self.size),
             label=torch.tensor([self.records[i].label for i in ids], dtype=torch.int64),
             sample_id=torch.tensor(ids, dtype=torch.int64),
             mask=stack(MASK, torch.int64),
-            boxes=found[BOXES] if BOXES in self.provides else None,
+            boxes=[found[BOXES] for _, found in loaded] if BOXES in self.provides else None,
             fixation_map=stack(FIXATION_MAP, torch.float32),
             fixation_points=stack(FIXATION_POINTS, torch.bool),
             skipped=skipped,
         )
 
-    def load(self, record: Record) -> tuple[Tensor, dict[str, Tensor]]:
-        """The picture (3, size, size) and its annotations by kind.
+    def load(self, position: int) -> Loaded:
+        """The picture and its annotations.
 
         Raises:
             UserError: if one of the files cannot be read, or an annotation has another size than its picture.
         """
+        record = self.records[position]
         picture = load_picture(record.path, self.size, upright=False)
         found: dict[str, Tensor] = {}
         for kind in self.provides:
@@ -221,9 +207,7 @@ class AnnotatedData(ImageData):
         augment: Augment | None = None,
     ) -> None:
         super().__init__(batch_size, num_workers, seed, augment)
-        if size < 2:
-            raise UserError(f"data.size must be at least 2 pixels, got {size}")
-        self.root, self.image_size = Path(root).expanduser(), size
+        self.root, self.image_size = Path(root).expanduser(), check_size(size)
         self.class_names, self.num_classes = list(class_names), num_classes
 
     def records(self, split: str) -> Sequence[Record]:

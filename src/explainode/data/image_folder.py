@@ -7,58 +7,47 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from explainode.data.augment import Augment
 from explainode.data.base import ImageData
 from explainode.data.batch import Batch
+from explainode.data.file_dataset import FileDataset, check_size
 from explainode.data.pictures import load_picture
 from explainode.errors import UserError, nearest
 
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".avif", ".heic", ".heif"))
 SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 
-_STAND_INS = 20  # neighbors tried for an unreadable training picture: a folder of nothing but bad files must not be read over and over
 
-
-class ImageFolderDataset:
+class ImageFolderDataset(FileDataset[Tensor]):
     """Pictures by position in the sorted list of files.
 
     Args:
         paths: the files, in order.
         labels: class of each, -1 where unknown.
-        size: pictures are cut to their central square and resized to size x size.
-        replace: put the next readable picture where one cannot be read, so that training batches keep their size (ranks that disagree about
-            it wait for each other forever); otherwise its row is left out.
+        size, replace: see `FileDataset`.
     """
 
     def __init__(self, paths: list[Path], labels: list[int], class_names: list[str], size: int, replace: bool = False) -> None:
-        self.paths, self.labels, self.class_names, self.size, self.replace = paths, labels, class_names, size, replace
-        self.num_classes = len(class_names)
+        super().__init__(size, class_names, len(class_names), replace)
+        self.paths, self.labels = paths, labels
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> Batch:
-        return self.__getitems__([range(len(self))[index]])
+    def path(self, position: int) -> Path:
+        return self.paths[position]
+
+    def load(self, position: int) -> Tensor:
+        """(3, size, size) in [0, 1]."""
+        return load_picture(self.paths[position], self.size).image
 
     def __getitems__(self, indices: list[int]) -> Batch:
-        images, ids, skipped = [], [], {}
-        for index in indices:
-            for position in self._candidates(index):
-                try:
-                    images.append(load_picture(self.paths[position], self.size).image)
-                except UserError as error:
-                    skipped[str(self.paths[position])] = str(error)
-                else:
-                    ids.append(position)
-                    break
-        sample_id = torch.tensor(ids, dtype=torch.int64)
+        ids, images, skipped = self.read(indices)
         image = torch.stack(images) if images else torch.empty(0, 3, self.size, self.size)
-        return Batch(image, torch.tensor([self.labels[i] for i in ids], dtype=torch.int64), sample_id, skipped=skipped)
-
-    def _candidates(self, index: int) -> list[int]:
-        """The position asked for, then those that may stand in for it."""
-        return [(index + k) % len(self) for k in range(min(len(self), _STAND_INS + 1 if self.replace else 1))]
+        label = torch.tensor([self.labels[i] for i in ids], dtype=torch.int64)
+        return Batch(image, label, torch.tensor(ids, dtype=torch.int64), skipped=skipped)
 
 
 class ImageFolderData(ImageData):
@@ -88,9 +77,7 @@ class ImageFolderData(ImageData):
         augment: Augment | None = None,
     ) -> None:
         super().__init__(batch_size, num_workers, seed, augment)
-        if size < 2:
-            raise UserError(f"data.size must be at least 2 pixels, got {size}")
-        self.root, self.image_size = Path(root).expanduser(), size
+        self.root, self.image_size = Path(root).expanduser(), check_size(size)
         if not self.root.is_dir():
             raise UserError(f"no folder {self.root}; give a folder of pictures as data.root")
         self.class_names = self._read_names(class_names)
