@@ -21,6 +21,7 @@ from explainode.metrics.statistics import (
     kendall_tau,
     paired_comparison,
     paired_sign_flip,
+    paired_sign_flips,
 )
 
 
@@ -84,6 +85,18 @@ def test_drawn_flips_approximate_the_exact_test(monkeypatch):
     monkeypatch.setattr(statistics, "EXACT_PAIRS", 0)
     assert paired_sign_flip(d, resamples=20_000) == pytest.approx(exact, abs=4 * np.sqrt(exact * (1 - exact) / 20_000))
     assert paired_sign_flip(np.full(40, 3.0), resamples=999) == pytest.approx(1 / 1000)  # (1 + 0) / (1 + R): never 0
+
+
+@pytest.mark.parametrize("n", [1, 8, 12, 13, 61])
+def test_many_tests_at_once_are_those_of_one_each(n, monkeypatch):
+    d = np.random.default_rng(9).normal(0.2, size=(n, 7))
+    d[:, 3] = 0.0
+    each = [paired_sign_flip(column, 2000) for column in d.T]
+    np.testing.assert_array_equal(paired_sign_flips(d, 2000), each)
+    assert each[3] == 1.0
+    monkeypatch.setattr(statistics, "_CACHED", 0)  # drawn anew for each call, in chunks
+    np.testing.assert_array_equal(paired_sign_flips(d, 2000), each)
+    assert np.isnan(paired_sign_flips(np.empty((0, 2)))).all()
 
 
 def test_null_tests_reject_at_most_seven_percent():

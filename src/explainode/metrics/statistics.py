@@ -90,24 +90,43 @@ def paired_sign_flip(difference: Sequence[float] | np.ndarray, resamples: int = 
     level (Phipson and Smyth 2010). NaN differences are left out; NaN for no difference at all.
     """
     d = np.asarray(difference, dtype=np.float64)
-    d = d[~np.isnan(d)]
-    n = len(d)
+    return float(paired_sign_flips(d[~np.isnan(d)][:, None], resamples, seed)[0])
+
+
+def paired_sign_flips(differences: np.ndarray, resamples: int = 10_000, seed: int = 0) -> np.ndarray:
+    """(n, k) differences of k comparisons on the same n images, without NaN -> (k,) p-values of `paired_sign_flip`.
+
+    The flips are a function of (seed, n) alone, so all comparisons share them, and many cost little more than one.
+    """
+    d = np.asarray(differences, dtype=np.float64)
+    n, k = d.shape
     if n == 0:
-        return float("nan")
-    observed = abs(d.sum())
-    bound = observed - 1e-12 * np.abs(d).sum()  # sums in another order differ by rounding; ties must count
+        return np.full(k, np.nan)
+    total = d.sum(0)
+    bound = np.abs(total) - 1e-12 * np.abs(d).sum(0)  # sums in another order differ by rounding; ties must count
     if n <= EXACT_PAIRS:
         signs = 1.0 - 2.0 * ((np.arange(1 << n)[:, None] >> np.arange(n)) & 1)
-        return float(np.mean(np.abs(signs @ d) >= bound))
+        return np.mean(np.abs(signs @ d) >= bound, axis=0)
+    kept = resamples * n <= _CACHED
+    flips = np.array_split(_kept_flips(resamples, n, seed), -(-resamples * n // _CHUNK)) if kept else _fresh_flips(resamples, n, seed)
+    count = np.zeros(k, dtype=np.int64)
+    for part in flips:
+        bits = np.unpackbits(part, axis=1, count=n)
+        count += (np.abs(total - 2.0 * (bits.astype(np.float64) @ d)) >= bound).sum(0)
+    return (1 + count) / (1 + resamples)
+
+
+@lru_cache(maxsize=2)
+def _kept_flips(resamples: int, n: int, seed: int) -> np.ndarray:
+    return np.concatenate(list(_fresh_flips(resamples, n, seed)))
+
+
+def _fresh_flips(resamples: int, n: int, seed: int):
+    """Chunks of (resamples, ceil(n / 8)) uint8: which of n signs each resample flips, one bit each."""
     generator = _generator(seed, "sign flip", n)
-    width = -(-n // 8)
-    count = 0
     step = max(1, _CHUNK // n)
     for top in range(0, resamples, step):
-        rows = min(step, resamples - top)
-        bits = np.unpackbits(generator.integers(0, 256, size=(rows, width), dtype=np.uint8), axis=1, count=n)
-        count += int((np.abs(d.sum() - 2.0 * (bits.astype(np.float64) @ d)) >= bound).sum())
-    return (1 + count) / (1 + resamples)
+        yield generator.integers(0, 256, size=(min(step, resamples - top), -(-n // 8)), dtype=np.uint8)
 
 
 def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
