@@ -91,7 +91,7 @@ class ExplanationCallback(Callback):
                 f"budget must be a positive share of the epoch's time or null, got {budget}; leave the callback out to explain nothing"
             )
         chosen = {name: explainer for name, explainer in explainers.items() if name not in without}
-        self.explainers = {name: explainer for name, explainer in chosen.items() if type(explainer).fit is Explainer.fit}
+        self.explainers = {name: explainer for name, explainer in chosen.items() if not explainer.learns}
         if learning := [name for name in chosen if name not in self.explainers]:
             rank_zero_info(f"{', '.join(learning)}: learns from a pass over the data, so it explains after training, not in each epoch")
         self.metrics = {name: metric for name, metric in metrics.items() if name not in without}

@@ -18,7 +18,6 @@ from explainode.cli.registry import check_parameters, instantiate, locate
 from explainode.errors import UserError
 from explainode.evaluation import concatenate_maps, evaluate
 from explainode.explainers.adjoint import Surrogate
-from explainode.explainers.base import Explainer
 from explainode.gap import measure_gap
 from explainode.metrics.results import Results
 from explainode.report.picks import worst_images
@@ -117,7 +116,7 @@ def fit_explainers(explainers: Mapping[str, Any], network: nn.Module, data: Any,
     Raises:
         UserError: if the data has no training images for those that need them.
     """
-    if all(type(explainer).fit is Explainer.fit for explainer in explainers.values()):
+    if not any(explainer.learns for explainer in explainers.values()):
         return dict(explainers)
     length = len(data.dataset("train"))
     indices = data.select_images(length, min(settings["fit_images"], length))
@@ -203,7 +202,7 @@ def measure(
                 {
                     e: explainer
                     for e, explainer in explainers.items()
-                    if not explainer.needs_ode and not isinstance(explainer, Surrogate) and type(explainer).fit is Explainer.fit
+                    if not explainer.needs_ode and not isinstance(explainer, Surrogate) and not explainer.learns
                 },
                 data.batches(split, indices, settings["batch_size"]),
                 name=name,

@@ -104,6 +104,11 @@ class Explainer(ABC):
         """Further numbers (B,) about the attribution of each image, by name: what a user must know to trust it."""
         return {}
 
+    @property
+    def learns(self) -> bool:
+        """Whether the method needs a pass over data before it can explain: it has a `fit` of its own."""
+        return type(self).fit is not Explainer.fit
+
     def fit(self, model: nn.Module, batches: Iterable[Any]) -> Explainer:
         """The explainer ready for `model`; only methods that need a pass over data do something here."""
         return self
