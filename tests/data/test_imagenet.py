@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from explainode.data.imagenet import ImageNetData, read_objects
+from explainode.data.imagenet import ImageNetData
+from explainode.data.voc_xml import read_boxes
 from explainode.errors import UserError
 
 WNIDS = ["n01440764", "n01443537", "n02084071"]
@@ -124,7 +125,7 @@ def test_a_torn_xml_costs_its_picture(archive: Path) -> None:
     bad = archive / "ILSVRC/Annotations/CLS-LOC/train" / WNIDS[1] / f"{WNIDS[1]}_0.xml"
     bad.write_text("<annotation><object><name>n01443537</name><bndbox><xmin>a</xmin></bndbox></object></annotation>")
     with pytest.raises(UserError, match="is not a file of boxes that can be read"):
-        read_objects(bad, WNIDS[1])
+        read_boxes(bad, WNIDS[1])
     dataset = ImageNetData(archive, num_classes=3, size=10).dataset("train")
     dataset.replace = False
     batch = dataset.__getitems__([0, 1, 2])

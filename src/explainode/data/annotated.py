@@ -84,19 +84,28 @@ def cut_points(points: np.ndarray, size: int) -> Tensor:
     return found
 
 
+def read_values(path: Path, what: str) -> np.ndarray:
+    """The numbers stored in a picture, palette indices as they are: (H, W), or (H, W, channels) of one in colors.
+
+    Raises:
+        UserError: if the file is missing or damaged.
+    """
+    try:
+        with Image.open(path) as image:
+            return np.array(image)
+    except FileNotFoundError:
+        raise UserError(f"no {what} {path}; each picture needs one") from None
+    except Exception as error:  # foreign bytes may break a decoder in any way
+        raise UserError(f"the {what} {path} is damaged and cannot be read ({error}); get it anew") from error
+
+
 def read_plane(path: Path, what: str) -> np.ndarray:
     """The numbers stored in a picture of one channel, palette indices as they are: (H, W).
 
     Raises:
         UserError: if the file is missing, damaged, or in colors.
     """
-    try:
-        with Image.open(path) as image:
-            values = np.array(image)
-    except FileNotFoundError:
-        raise UserError(f"no {what} {path}; each picture needs one") from None
-    except Exception as error:  # foreign bytes may break a decoder in any way
-        raise UserError(f"the {what} {path} is damaged and cannot be read ({error}); get it anew") from error
+    values = read_values(path, what)
     if values.ndim != 2:
         raise UserError(f"the {what} {path} is a picture in colors; expected one number per pixel")
     return values

@@ -14,6 +14,7 @@ from torchvision.models._meta import _IMAGENET_CATEGORIES
 from explainode.data.annotated import BOXES, AnnotatedData, Record
 from explainode.data.augment import Augment
 from explainode.data.image_folder import find_pictures
+from explainode.data.voc_xml import read_boxes
 from explainode.errors import UserError, nearest
 
 # Where pictures and boxes lie below root: unpacked by hand as torchvision and timm expect it, or as the whole archive has it.
@@ -36,24 +37,20 @@ class ImageNetRecord(Record):
         """(n, 4) boxes of the picture's own class."""
         if self.boxes is not None:
             return self.boxes
-        return _NOTHING if self.annotation is None else read_objects(self.annotation, self.wnid)
+        return _NOTHING if self.annotation is None else read_boxes(self.annotation, self.wnid) + _LAST_PIXEL
 
 
-def read_objects(path: Path, wnid: str) -> np.ndarray:
-    """(n, 4) boxes x0, y0, x1, y1 (edges) of the objects of one synset in an XML file of ImageNet; the last pixel stands in the file.
+def read_synsets(path: str | Path) -> list[str]:
+    """The synsets of a file with one a line (what follows it is its name), in the file's order.
 
     Raises:
-        UserError: if it is not such a file.
+        UserError: if it cannot be read.
     """
+    path = Path(path).expanduser()
     try:
-        found = [
-            [float(box.findtext(key, "")) for key in ("xmin", "ymin", "xmax", "ymax")]
-            for item in ElementTree.parse(path).iter("object")
-            if item.findtext("name") == wnid and (box := item.find("bndbox")) is not None
-        ]
-    except (OSError, ValueError, ElementTree.ParseError) as error:
-        raise UserError(f"{path} is not a file of boxes that can be read ({error}); get it anew") from error
-    return np.asarray(found, dtype=np.float64).reshape(-1, 4) + _LAST_PIXEL
+        return [line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as a list with one synset a line ({error}); check the path") from error
 
 
 def read_solution(path: Path) -> dict[str, tuple[str, np.ndarray]]:
@@ -124,7 +121,7 @@ class ImageNetData(AnnotatedData):
         """Synset -> class."""
         path = self.root / _SYNSETS if self.synsets is None else Path(self.synsets).expanduser()
         if path.is_file():
-            found = [line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+            found = read_synsets(path)
             where = str(path)
         elif self.synsets is not None:
             raise UserError(f"no file {path}; data.synsets is a list with one synset a line, or null")
