@@ -84,10 +84,14 @@ def page(folder: Path) -> Page:
 
 
 def test_it_is_in_the_order_of_reading(page: Page) -> None:
-    headings = re.findall(r"Verdict Warnings Numbers Curves Pictures Over the epochs The run", page.text)
+    headings = re.findall(
+        r"Verdict Warnings Numbers Ranks Beyond the centre prior Agreement Accuracy and sensitivity Curves Pictures Over the epochs The run",
+        page.text,
+    )
     assert len(headings) == 1, "the links at the top"
     sections = [a["id"] for a in page.all("section") if a.get("id")]
-    assert sections == ["verdict", "warnings", "numbers", "curves", "pictures", "trend", "run"]
+    named = ["verdict", "warnings", "numbers", "ranks", "prior", "agreement", "front", "curves", "pictures", "trend", "run"]
+    assert sections == named
     assert {a["href"] for a in page.all("a")} >= {f"#{name}" for name in sections}
     assert "sde: better max_sensitivity than resnet" in page.text
     assert "Which explanation to trust" in page.text
@@ -154,7 +158,7 @@ def test_it_is_accessible(page: Page) -> None:
 
 
 def test_the_best_is_bold_and_underlined_and_controls_are_set_apart(page: Page, folder: Path) -> None:
-    text = (folder / "report.html").read_text(encoding="utf-8")
+    text = (folder / "report.html").read_text(encoding="utf-8").partition('id="numbers"')[2].partition("</section>")[0]
     marked = re.findall(r"<b><u>([^<]+)</u></b>", text)
     assert marked[0] == "Bold and underlined"
     assert len(marked) - 1 >= 12, "one model for each of four explainers and three headlines"
@@ -186,7 +190,7 @@ def test_runs_without_maps_curves_or_results_have_reports(tmp_path: Path, make_r
     results = make_results(images=1, side=16, n=8, epochs=1, models=("resnet",))
     results.maps, results.curves = [], {}
     page = Page(render({"name": None}, {}, results, [], "bare"))
-    assert [a["id"] for a in page.all("section") if a.get("id")] == ["verdict", "warnings", "numbers", "run"]
+    assert [a["id"] for a in page.all("section") if a.get("id")] == ["verdict", "warnings", "numbers", "ranks", "prior", "agreement", "run"]
 
 
 def test_maps_that_do_not_belong_together_are_a_warning(make_results: Build) -> None:
@@ -236,3 +240,18 @@ def test_many_explainers_stand_in_bands_below_each_other(make_results: Build) ->
     bands = [len(re.findall('scope="col"', band)) for band in card.split("<tbody>")[1:]]
     assert sum(bands) == 16 and len(bands) == 3 and max(bands) <= 7
     assert "method_<wbr>15" in card
+
+
+def test_a_large_table_is_folded_not_cut(make_results: Build) -> None:
+    """Fourteen explainers by many metrics: the first ones stand open, the others in a fold, none is missing."""
+    results = make_results(images=1, side=16, n=8, epochs=1, models=("a", "b", "c"), explainers=tuple(f"method_{k}" for k in range(14)))
+    results.maps, results.curves = [], {}
+    like = [row for row in results.rows if row.metric == "deletion"]
+    results.rows += [replace(row, metric=f"extra_{k}") for row in like for k in range(6)]
+    text = render({}, {}, results, [], "large")
+    numbers = text.partition('id="numbers"')[2].partition("</section>")[0]
+    before, _, folded = numbers.partition("<details")
+    assert before.count('scope="rowgroup"') == 4 and "extra_5" not in before
+    assert "5 more metrics: extra_1, extra_2" in folded
+    assert numbers.count('scope="rowgroup"') == 3 + 6 + 1
+    Page(text)

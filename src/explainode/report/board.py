@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from explainode.errors import UserError
+from explainode.metrics.agreement import mean_ranks
 from explainode.metrics.results import Maps
 from explainode.report.colors import Colors, fault, reduce_maps, scales_of
 
@@ -111,7 +113,7 @@ def _rows(maps: Maps, order: Sequence[int]) -> np.ndarray:
 def disagreement(board: Board) -> np.ndarray:
     """(N,) how differently an image is explained: 1 minus the rank correlation of the maps, averaged over explainers (controls aside).
 
-    Between models where there are several, otherwise between explainers. Blank, NaN and infinite maps have no ranks and are left
+    Between models where there are several, otherwise between explainers. Constant, NaN and infinite maps have no ranks and are left
     out; NaN where nothing is left to compare.
     """
     explainers = [e for e in board.explainers if not is_control(e)]
@@ -128,14 +130,32 @@ def disagreement(board: Board) -> np.ndarray:
     return np.divide(total, count, out=np.full(len(board), np.nan), where=count > 0)
 
 
+def map_agreement(board: Board, model: str) -> tuple[tuple[str, ...], np.ndarray]:
+    """The model's explainers and (E, E), the rank correlation of their maps, averaged over the images where both have ranks.
+
+    Of means over at most 28 x 28 blocks, which is what `disagreement` compares; `metrics.agreement.explainer_agreement` compares pixels.
+    """
+    names = tuple(e for e in board.explainers if (model, e) in board.heatmap)
+    matrix = np.full((len(names), len(names)), np.nan)
+    if names:
+        ranks = np.stack([_ranks(board.heatmap[model, e]) for e in names])
+        alike = np.einsum("anb,cnb->acn", ranks, ranks)
+        known = ~np.isnan(alike)
+        np.divide(np.where(known, alike, 0).sum(2), known.sum(2), out=matrix, where=known.any(2))
+    return names, matrix
+
+
 def _ranks(heatmap: np.ndarray, cells: int = 28) -> np.ndarray:
-    """(N, H, W) -> (N, cells^2) ranks of block means, centered and of length 1, so that a dot product is Spearman's correlation."""
+    """(N, H, W) -> (N, cells^2) ranks of block means, ties at their mean, centered and of length 1, so that a dot product is Spearman's correlation."""
     n, height, width = heatmap.shape
     edges_y, edges_x = (np.unique(np.linspace(0, side, min(cells, side), endpoint=False).astype(int)) for side in (height, width))
     with np.errstate(invalid="ignore"):
         blocks = np.add.reduceat(np.add.reduceat(heatmap.astype(np.float64), edges_y, 1), edges_x, 2).reshape(n, -1)
-    ranks = np.argsort(np.argsort(blocks, 1, kind="stable"), 1).astype(np.float64)
+    bad = [fault(h) is not None for h in heatmap]
+    blocks[bad] = 0
+    ranks = mean_ranks(torch.from_numpy(blocks)).numpy()
     ranks -= ranks.mean(1, keepdims=True)
-    ranks /= np.maximum(np.linalg.norm(ranks, axis=1, keepdims=True), 1e-12)
-    ranks[[fault(h) is not None for h in heatmap]] = np.nan
+    length = np.linalg.norm(ranks, axis=1, keepdims=True)
+    ranks = np.divide(ranks, length, out=np.full_like(ranks, np.nan), where=length > 0)
+    ranks[bad] = np.nan
     return ranks

@@ -24,7 +24,9 @@ HEADLINES = (
 FAITHFUL = (  # what a control can be beaten on; a constant map is never sensitive
     "deletion", "insertion", "pixel_auroc", "best_area_miou", "segmentation_agreement", "pointing_game", "energy_pointing_game", "relevance_mass",
     "relevance_rank", "box_iou", "fixation_map_agreement", "fixation_point_agreement", "road", "negative_perturbation", "aopc", "infidelity",
+    "positive_perturbation", "pixel_average_precision", "average_drop", "comprehensiveness", "sufficiency", "flip_rate",
 )  # fmt: skip
+CENTRE = ("centre_prior", "center_prior")
 FACTS = ("cost", "completeness_error")  # have a direction, but are no reason to trust one network more than another
 
 
@@ -118,7 +120,7 @@ def compare_headline(results: Results, subject: str, reference: str, metric: str
     if not explainers:
         return None
     better = rows[subject, explainers[0], metric].higher_is_better
-    pooled = Results(per_image={(model, "", metric): _pool(results, model, explainers, metric) for model in (subject, reference)})
+    pooled = Results(per_image={(model, "", metric): pool(results, model, explainers, metric) for model in (subject, reference)})
     found = None if better is None else _compare(pooled, (subject, "", metric), (reference, "", metric), better)
     return None if found is None else (replace(found, adjusted=found.p), len(explainers))
 
@@ -139,6 +141,24 @@ def compare_controls(results: Results, model: str) -> list[Comparison]:
     return _corrected(pairs)
 
 
+def compare_prior(results: Results, model: str) -> list[Comparison]:
+    """Each explainer of a model against the centre prior, on every headline metric that a control can be beaten on; Holm's correction in each.
+
+    Empty where there is no centre prior. Objects stand in the middle of most pictures: what does not beat it may know no more than that.
+    """
+    rows = {(e, m): row for (name, e, m), row in final_rows(results).items() if name == model and e}
+    prior = next((e for e, _ in rows if e.startswith(CENTRE)), None)
+    found = []
+    for metric in dict.fromkeys(m for _, m in rows if m.startswith(FAITHFUL) and is_primary(m)):
+        family = []
+        for (explainer, m), row in rows.items():
+            if m == metric and prior is not None and not is_control(explainer) and row.higher_is_better is not None:
+                pair = _compare(results, (model, explainer, metric), (model, prior, metric), row.higher_is_better)
+                family += [] if pair is None else [replace(pair, subject=explainer, reference=prior, explainer="")]
+        found += _corrected(family)
+    return found
+
+
 def compare_accuracy(results: Results, subject: str, reference: str) -> Comparison | None:
     """Both models' accuracy on the images they share; None where it was not measured."""
     found = _compare(results, (subject, "", "accuracy"), (reference, "", "accuracy"), True)
@@ -153,7 +173,7 @@ def _first_of(wanted: Sequence[str], names: Sequence[str]) -> str | None:
     return names[0] if names else None
 
 
-def _pool(results: Results, model: str, explainers: Sequence[str], metric: str) -> dict[int, float]:
+def pool(results: Results, model: str, explainers: Sequence[str], metric: str) -> dict[int, float]:
     """Each image's mean over explainers, for images that all of them have."""
     values = [results.per_image[model, e, metric] for e in explainers]
     common = set(values[0]).intersection(*values[1:])

@@ -47,7 +47,7 @@ def curve_figure(curves: Mapping[Key, Curve], metric: str, direction: bool | Non
     else:
         lines = [(e, mine[models[0], e], i % len(SERIES), 2 if is_control(e) else i // len(SERIES)) for i, e in enumerate(explainers)]
         plots = [(models[0], lines)]
-    figure, axes = _grid(len(plots), columns=min(4, len(plots)), wide=len(plots) == 1)
+    figure, axes = axes_grid(len(plots), columns=min(4, len(plots)), wide=len(plots) == 1)
     for axis, (title, lines) in zip(axes, plots, strict=True):
         for name, curve, color, dash in lines:
             shade = SERIES[color % len(SERIES)]
@@ -80,7 +80,7 @@ def trend_figure(results: Results, metrics: int = 4, explainers: int = 6) -> str
     cells: list[tuple[str, str]] = [(e, m) for m in chosen for e in columns]
     if any(r.metric == "accuracy" for r in rows):
         cells.insert(0, ("", "accuracy"))
-    figure, axes = _grid(len(cells), columns=len(columns) or 1, lone_first=bool(cells) and cells[0][0] == "")
+    figure, axes = axes_grid(len(cells), columns=len(columns) or 1, lone_first=bool(cells) and cells[0][0] == "")
     for axis, (explainer, metric) in zip(axes, cells, strict=True):
         for i, model in enumerate(models):
             line = sorted((r for r in rows if (r.model, r.explainer, r.metric) == (model, explainer, metric)), key=lambda r: r.epoch)
@@ -116,7 +116,7 @@ def curve_metrics(results: Results) -> dict[str, bool | None]:
     return {metric: directions.get(metric) for _, _, metric in results.curves}
 
 
-def _grid(count: int, columns: int, wide: bool = False, lone_first: bool = False) -> tuple[Figure, list[Axes]]:
+def axes_grid(count: int, columns: int, wide: bool = False, lone_first: bool = False) -> tuple[Figure, list[Axes]]:
     """A figure with `count` axes in rows of `columns`; `lone_first` gives the first one a row for itself."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure

@@ -11,14 +11,17 @@ import yaml
 
 from explainode.errors import UserError
 from explainode.metrics.results import Results
-from explainode.report.board import make_board
+from explainode.report.board import Board, make_board
 from explainode.report.comparisons import final_rows, model_names
 from explainode.report.curves import curve_figure, curve_metrics, finite_curves, repeated, trend_figure
 from explainode.report.files import replace_file
+from explainode.report.front import accuracy_front
 from explainode.report.html_panels import pictures_section
+from explainode.report.html_standing import agreement_section, front_section, prior_section, ranks_section
 from explainode.report.html_tables import glance, metrics_section, model_tiles
 from explainode.report.markup import Markup, join, tag
 from explainode.report.run import RunDirectory
+from explainode.report.standing import standing
 from explainode.report.verdict import judge
 
 CURVE_FIGURES = 4
@@ -42,14 +45,20 @@ def render(config: dict[str, Any], versions: dict[str, Any], results: Results, c
     """The page as text: verdict, warnings, numbers, curves, pictures, trend, and how the run came about."""
     verdict = judge(results)
     title = str(config.get("name") or run_name)
-    pictures, missing = _pictures(results, class_names)
+    models = model_names(results)
+    board, missing = _board(results)
+    standings = [found for model in models if (found := standing(results, model)) is not None]
     warnings = [*verdict.cautions, *missing, *results.warnings]
     sections = [
         ("verdict", "Verdict", join(_verdict(verdict.models, verdict.controls), model_tiles(results), glance(results, verdict))),
         ("warnings", "Warnings", _warnings(warnings)),
         ("numbers", "Numbers", metrics_section(results, verdict)),
+        ("ranks", "Ranks", ranks_section(standings, models)),
+        ("prior", "Beyond the centre prior", prior_section(results, models) if standings else Markup("")),
+        ("agreement", "Agreement", agreement_section(standings, board, models) if standings else Markup("")),
+        ("front", "Accuracy and sensitivity", front_section(accuracy_front(results), models)),
         ("curves", "Curves", _curves(results)),
-        ("pictures", "Pictures", pictures),
+        ("pictures", "Pictures", Markup("") if board is None else pictures_section(results, board, class_names)),
         ("trend", "Over the epochs", _figure(trend_figure(results), _trend_caption(results))),
         ("run", "The run", _run(config, versions)),
     ]
@@ -127,15 +136,14 @@ def _trend_caption(results: Results) -> str:
     return f"Mean and 95 % interval after each epoch, {next((row.split for row in repeated(results.rows)), '')} split."
 
 
-def _pictures(results: Results, class_names: list[str]) -> tuple[Markup, list[str]]:
-    """The pictures, or the sentence that says why there are none."""
+def _board(results: Results) -> tuple[Board | None, list[str]]:
+    """The maps side by side, or the sentence that says why they are not."""
     if not results.maps:
-        return Markup(""), []
+        return None, []
     try:
-        board = make_board(results.maps)
+        return make_board(results.maps), []
     except UserError as error:
-        return Markup(""), [f"No pictures are shown: {error}"]
-    return pictures_section(results, board, class_names), []
+        return None, [f"No pictures are shown: {error}"]
 
 
 def _run(config: dict[str, Any], versions: dict[str, Any]) -> Markup:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 
 from explainode.metrics.results import Results, Row
 from explainode.report.board import is_control
@@ -13,6 +14,8 @@ from explainode.report.tables import Line, is_marked, table_lines
 from explainode.report.verdict import Verdict
 from explainode.report.wording import arrow, interval, number, p_phrase, percent, signed
 
+OPEN_LINES = 60  # of the table of headlines; what is beyond is folded away
+OPEN_CELLS = 120  # of all glances: above, those beyond the first are folded away
 SIGNS = {"better": "▲", "worse": "▼", "undecided": "○"}
 DIRECTION = {True: "higher is better", False: "lower is better", None: "neither is better"}
 
@@ -68,9 +71,11 @@ def glance(results: Results, verdict: Verdict) -> Markup:
         head = tag("tr", tag("th", "metric", scope="col"), [tag("th", e, scope="col") for e in explainers])
         body = [tag("tr", tag("th", m, scope="row"), [_glance_cell(found.get((subject, m, e))) for e in explainers]) for m in metrics]
         title = f"{subject} against {reference}"
-        tables.append(tag("p", tag("b", title), ": ", _legend(), class_="note glance-note"))
-        table = tag("table", tag("thead", head), tag("tbody", body), class_="glance", aria_label=title)
-        tables.append(tag("div", table, class_="scroll"))
+        table = tag("div", tag("table", tag("thead", head), tag("tbody", body), class_="glance", aria_label=title), class_="scroll")
+        if not tables:
+            tables.append(join(tag("p", tag("b", title), ": ", _legend(), class_="note glance-note"), table))
+        else:
+            tables.append(tag("details", tag("summary", title), table, open=len(primary) <= OPEN_CELLS))
     return join(tables)
 
 
@@ -95,11 +100,22 @@ def metrics_section(results: Results, verdict: Verdict) -> Markup:
     shown = {m: of for m, of in lines.items() if m != "accuracy"}  # which has the tiles
     first = {m: of for m, of in shown.items() if is_primary(m)}
     other = {m: of for m, of in shown.items() if m not in first}
-    parts = [_table(first, models, "Last measurement of each metric")] if first else []
+    shown_first = list(first)[: _fitting([len(of) for of in first.values()])]
+    rest = {m: of for m, of in first.items() if m not in shown_first}
+    parts = [_table({m: first[m] for m in shown_first}, models, "Last measurement of each metric")] if first else []
+    if rest:
+        summary = tag("summary", f"{len(rest)} more metric{'s' * (len(rest) > 1)}: {', '.join(rest)}")
+        parts.append(tag("details", summary, _table(rest, models, "Last measurement of each further metric")))
     if other:
         summary = tag("summary", f"{len(other)} further result{'s' * (len(other) > 1)}")
         parts.append(tag("details", summary, _table(other, models, "Further results; Holm’s correction holds among them")))
     return join(parts)
+
+
+def _fitting(lines: Sequence[int]) -> int:
+    """How many metrics of so many lines each fill the open table; at least one, and no single one is folded away."""
+    count = max(1, sum(total <= OPEN_LINES for total in accumulate(lines)))
+    return len(lines) if len(lines) - count == 1 else count
 
 
 def _table(lines: dict[str, list[Line]], models: Sequence[str], title: str) -> Markup:

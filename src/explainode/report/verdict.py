@@ -18,9 +18,9 @@ from explainode.report.comparisons import (
     is_primary,
     model_names,
 )
+from explainode.report.front import ACCURACY_GAP
 from explainode.report.wording import enumerate_words, interval, number, p_phrase, percent, signed
 
-ACCURACY_GAP = 0.02  # above it, the weaker net may be less sensitive for the wrong reason
 FEW_IMAGES = 20
 FLOOR_SHARE = 0.5  # of the fresh-noise sensitivity: above it, mostly the noise was measured
 

@@ -46,6 +46,11 @@ def percent(share: float) -> str:
     return "n/a" if math.isnan(share) else f"{100 * share:.1f} %"
 
 
+def correlation(value: float) -> str:
+    """A number in [-1, 1] with two decimals."""
+    return "n/a" if math.isnan(value) else f"{round(value, 2) + 0.0:.2f}".replace("-", "−")
+
+
 def p_value(p: float) -> str:
     """A p-value with two significant digits; never 0, which no test of finitely many draws can say."""
     if math.isnan(p):
