@@ -9,11 +9,13 @@ from torch import nn
 
 from explainode.data.batch import Batch
 from explainode.errors import UserError
-from explainode.evaluation import automatic_chunk_size, evaluate, explain, in_batches, noise_draws
+from explainode.evaluation import SharedResults, automatic_chunk_size, evaluate, explain, in_batches, is_correct, noise_draws
 from explainode.explainers.base import Explainer
 from explainode.explainers.controls import RandomMap
 from explainode.explainers.gradient import InputXGradient, IntegratedGradients, Saliency
 from explainode.metrics.base import ExplanationMetric
+from explainode.metrics.faithfulness import Deletion
+from explainode.metrics.infidelity import Infidelity
 from explainode.randomness import current_scope, normal_like
 
 
@@ -239,3 +241,94 @@ def test_no_images_give_empty_rows(network):
     results = evaluate(network, {"s": Saliency()}, {"m": MeanMap()}, [], n=7)
     assert [row.n for row in results.rows] == [0]
     assert results.maps == []
+
+
+# ---- what a benchmark asks of the loop
+
+
+class Counted(nn.Module):
+    """Counts the rows that go through a network."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network, self.rows = network, 0
+
+    def forward(self, x):
+        self.rows += len(x)
+        return self.network(x)
+
+
+def measured(network, images, explainer, kept=None, **options):
+    counted = Counted(network)
+    metrics = {"deletion": Deletion(points=6), "infidelity": Infidelity(draws=4, baseline="zero")}
+    found = evaluate(counted, {"e": explainer}, metrics, in_batches(images, batch_size=4), n=len(images), kept=kept, **options)
+    return found, counted.rows
+
+
+@pytest.mark.parametrize("noise", ["off", "path"])
+def test_what_explanations_have_in_common_is_computed_once(network, images, noise):
+    (alone, rows), kept = measured(network, images, Saliency(), noise=noise), SharedResults(batches=2)
+    first, all_rows = measured(network, images, InputXGradient(), kept, noise=noise)
+    second, fewer = measured(network, images, Saliency(), kept, noise=noise)
+    n = len(images)
+    assert rows == all_rows == n * (1 + 1 + 1 + 4 + 4)  # clean, explanation, blurred, 4 points between, 4 random squares
+    assert fewer == n * (1 + 4), "the explanation and the points of its own order"
+    assert second.per_image == alone.per_image and first.per_image != alone.per_image
+
+
+def test_shared_results_stay_within_their_memory(network, images):
+    roomy, tight, none = SharedResults(2), SharedResults(2, limit=2 * 1024), SharedResults(2, limit=0)
+    found = [measured(network, images, Saliency(), kept) for kept in (roomy, tight, none)]
+    assert found[0][0].per_image == found[1][0].per_image == found[2][0].per_image
+    pixels = images.numel() * images.element_size()
+    assert roomy.size > pixels and none.size == 0
+    assert 0 < tight.size <= 2 * 1024 < pixels, "outputs stay, pictures do not"
+    again = [measured(network, images, Saliency(), kept) for kept in (roomy, tight, none)]
+    assert [rows for _, rows in again] == [35, 35, 77], "pictures are made without the network; outputs are not"
+    assert again[0][0].per_image == again[1][0].per_image == again[2][0].per_image == found[0][0].per_image
+
+
+def test_a_slice_of_a_large_tensor_counts_as_the_whole(images):
+    kept = SharedResults(1, limit=1024)
+    batch = next(iter(in_batches(images)))
+    kept.close(batch, {"slice": torch.zeros(1000)[:2], "unknown": object(), "small": (torch.zeros(2), {"number": 1.0}), "flag": None})
+    assert set(kept.open(batch)) == {"small", "flag"} and kept.size == 8
+    kept.open(batch)["other"] = 1
+    assert "other" not in kept.open(batch)
+
+
+class Broken(MeanMap):
+    def measure(self, explanation):
+        if int(explanation.sample_ids[0]) >= 4:
+            raise RuntimeError("no second batch")
+        return super().measure(explanation)
+
+
+def test_a_metric_that_fails_leaves_the_others_alone(network, images):
+    said = []
+    metrics = {"broken": Broken(), "mean": MeanMap()}
+    arguments = (network, {"s": Saliency(), "r": RandomMap()}, metrics, list(in_batches(images, batch_size=4)))
+    found = evaluate(*arguments, n=7, failed=lambda e, m, error: said.append((e, m, str(error))))
+    assert said == [("s", "broken", "no second batch"), ("r", "broken", "no second batch")], "once each"
+    assert {(row.explainer, row.metric) for row in found.rows} == {("s", "mean"), ("r", "mean")}
+    whole = evaluate(network, {"s": Saliency()}, {"mean": MeanMap()}, in_batches(images, batch_size=4), n=7)
+    assert found.per_image["model", "s", "mean"] == whole.per_image["model", "s", "mean"]
+    with pytest.raises(RuntimeError, match="no second batch"):
+        evaluate(*arguments, n=7)
+
+
+def test_correctness_is_that_of_the_records_own_noise(network, images):
+    labels = torch.tensor([0, 1, 2, 3, 4, -1, 0])
+    for noise in ("off", "path"):
+        found = is_correct(network, in_batches(images, labels, batch_size=3), noise=noise, seed=2)
+        logits = explain(Saliency(), network, images, noise=noise, seed=2).logits
+        assert found == {i: float(logits[i].argmax() == labels[i]) for i in (0, 1, 2, 3, 4, 6)}
+    with pytest.raises(UserError, match="chunk_size"):
+        is_correct(network, in_batches(images, labels), chunk_size=0)
+
+
+def test_accuracy_may_be_known_from_other_images(network, images):
+    known = {10: 1.0, 11: 0.0, 12: 1.0, 13: 1.0}
+    found = evaluate(network, {"s": Saliency()}, {"mean": MeanMap()}, in_batches(images, torch.zeros(7).long()), n=7, correct=known)
+    row = next(row for row in found.rows if row.metric == "accuracy")
+    assert (row.value, row.n) == (0.75, 4) and found.per_image["model", "", "accuracy"] == known

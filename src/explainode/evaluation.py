@@ -9,7 +9,7 @@ import copy
 import re
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -58,17 +58,26 @@ def automatic_chunk_size(x: Tensor) -> int:
     return max(1, min(256, _PIXELS_PER_PASS // (x.shape[-1] * x.shape[-2])))
 
 
-@dataclass
-class _Session:
-    """Runs one network, and one explainer on it, for rows of one batch: in chunks, under the guard, with the batch's own noise."""
+def _rows_at_once(chunk_size: int | str, x: Tensor) -> int:
+    """The rows of a pass that `chunk_size` asks for.
 
-    explainer: Explainer
+    Raises:
+        UserError: if it is neither "auto" nor a positive number.
+    """
+    if (isinstance(chunk_size, str) and chunk_size != "auto") or (isinstance(chunk_size, int) and chunk_size < 1):
+        raise UserError(f"chunk_size must be 'auto' or a positive number of rows, got {chunk_size!r}")
+    return automatic_chunk_size(x) if isinstance(chunk_size, str) else chunk_size
+
+
+@dataclass
+class _Network:
+    """Runs one network for rows of one batch: in chunks, under the guard, with the batch's own noise."""
+
     model: nn.Module
     noise: str
     seed: int
     sample_ids: Tensor
     limit: int
-    target: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
 
     def _over_rows(self, compute: Callable[[Tensor, Tensor], Tensor], x: Tensor, rows: Tensor | None, draw: int | None) -> Tensor:
         """`compute(x chunk, rows chunk)` over all rows, averaged over the noise draws; the chunk halves when memory runs out."""
@@ -107,6 +116,14 @@ class _Session:
         """(R, K) logits of x (R, C, H, W); row i is a copy of the batch's image `rows[i]`."""
         with guard(self.model) as network:
             return self._over_rows(lambda part, _: predict(network, part), x, rows, draw)
+
+
+@dataclass
+class _Session(_Network):
+    """Runs an explainer on the network too."""
+
+    explainer: Explainer
+    target: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
 
     def explain(
         self,
@@ -273,14 +290,12 @@ def _explanations(
     """The explanations of `explain_many`, each made when it is asked for; a shared pass when the first of its group is."""
     if x.dim() != 4 or not x.is_floating_point():
         raise UserError(f"images must be a float tensor of shape (B, C, H, W), got {x.dtype} of shape {tuple(x.shape)}")
-    if (isinstance(chunk_size, str) and chunk_size != "auto") or (isinstance(chunk_size, int) and chunk_size < 1):
-        raise UserError(f"chunk_size must be 'auto' or a positive number of rows, got {chunk_size!r}")
+    limit = _rows_at_once(chunk_size, x)
     noise_draws(noise)
     x = x.detach()
     ids = torch.arange(len(x)) if sample_ids is None else sample_ids
     if len(ids) != len(x):
         raise UserError(f"sample_ids must have shape ({len(x)},), got {tuple(ids.shape)}")
-    limit = automatic_chunk_size(x) if isinstance(chunk_size, str) else chunk_size
     shared = {} if shared is None else shared
     if isinstance(target, Unit):
         shared = shared.setdefault(("unit", target), {})  # another network, with other outputs
@@ -289,7 +304,7 @@ def _explanations(
     group = [explainer for explainer in explainers if share_passes and isinstance(explainer, OnePass)]
     waiting: list[tuple[Tensor, Passes, float]] = []  # of the group: what was made and not yet asked for
     for explainer in explainers:
-        session = _Session(explainer, model, noise, seed, ids, limit)
+        session = _Session(model, noise, seed, ids, limit, explainer)
         key = ("logits", noise, seed)
         if key not in shared:
             shared[key] = session.forward(x)
@@ -380,6 +395,76 @@ def _device(model: nn.Module) -> torch.device:
     return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
+def is_correct(
+    model: nn.Module, batches: Iterable[Batch], *, noise: str = "off", seed: int = 0, chunk_size: int | str = "auto"
+) -> dict[int, float]:
+    """{sample id: 1 where the largest logit is the label's, 0 elsewhere}, under the noise that explanations get; unknown labels are left out."""
+    noise_draws(noise)
+    device = _device(model)
+    found: dict[int, float] = {}
+    for batch in batches:
+        batch = batch.to(device)
+        logits = _Network(model, noise, seed, batch.sample_id, _rows_at_once(chunk_size, batch.image)).forward(batch.image)
+        found |= _hits(batch, logits)
+    return found
+
+
+def _hits(batch: Batch, logits: Tensor) -> dict[int, float]:
+    known = batch.label >= 0
+    return dict(zip(batch.sample_id[known].tolist(), (logits.argmax(1) == batch.label)[known].double().tolist(), strict=True))
+
+
+class SharedResults:
+    """What all explanations of one network and the same batches have in common, kept from one `evaluate` to the next.
+
+    Of each batch the small results stay (the clean and the baselines' outputs, the outputs after random steps), and large ones, smallest first,
+    as far as its share of the memory allows. What does not stay is computed again: the numbers do not depend on it.
+
+    Args:
+        batches: how many batches there are.
+        limit: bytes for all of them.
+    """
+
+    def __init__(self, batches: int, limit: int = 256 << 20) -> None:
+        self._share = limit // max(1, batches)
+        self._stores: dict[tuple[int, ...], dict[Hashable, Any]] = {}
+
+    def open(self, batch: Batch) -> dict[Hashable, Any]:
+        """The store of a batch, empty where it was never closed."""
+        return self._stores.get(tuple(batch.sample_id.tolist()), {}).copy()
+
+    def close(self, batch: Batch, store: Mapping[Hashable, Any]) -> None:
+        """Keep what fits."""
+        kept: dict[Hashable, Any] = {}
+        left: float = self._share
+        for size, key in sorted(((_bytes(value), key) for key, value in store.items()), key=lambda item: item[0]):
+            if size > left:
+                break
+            kept[key] = store[key]
+            left -= size
+        self._stores[tuple(batch.sample_id.tolist())] = kept
+
+    @property
+    def size(self) -> int:
+        """Bytes held."""
+        return int(sum(_bytes(value) for store in self._stores.values() for value in store.values()))
+
+
+def _bytes(value: Any) -> float:
+    """The memory that a result keeps; infinite where nobody can tell."""
+    if isinstance(value, Tensor):
+        return value.untyped_storage().nbytes()  # a slice keeps all that it was cut from
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return 0
+    if isinstance(value, Mapping):
+        return sum(map(_bytes, value.values()))
+    if isinstance(value, (tuple, list)):
+        return sum(map(_bytes, value))
+    if is_dataclass(value) and not isinstance(value, type):
+        return sum(_bytes(getattr(value, part.name)) for part in fields(value))
+    return float("inf")
+
+
 def evaluate(
     model: nn.Module,
     explainers: Mapping[str, Explainer],
@@ -398,6 +483,9 @@ def evaluate(
     world_size: int = 1,
     total: int | None = None,
     progress: Progress | None = None,
+    correct: Mapping[int, float] | None = None,
+    kept: SharedResults | None = None,
+    failed: Callable[[str, str, Exception], None] | None = None,
 ) -> Results:
     """Explain every image with every explainer and measure each explanation with every metric.
 
@@ -409,6 +497,10 @@ def evaluate(
         panel: sample ids whose maps are kept for pictures, in this order.
         world_size: ranks that evaluate parts of the same split; tables are summed over them.
         total: images that will come, for `progress(explainer, images done, total)`, called after each explanation of a batch.
+        correct: {sample id: 1 or 0} of the images that accuracy is measured on, where these here are chosen by it; None counts on these here.
+        kept: what other evaluations of this network on the same batches had in common with this one.
+        failed: called as `failed(explainer, metric, exception)` for a metric that cannot measure an explainer, whose numbers are left out then;
+            None raises.
 
     Returns:
         Rows with value, 95 % bootstrap interval and n; values per image; curves; the panel's maps. Every rank gets the same rows.
@@ -424,15 +516,15 @@ def evaluate(
     for metric in cells.values():
         metric.setup(n)
     seconds = dict.fromkeys(cells, 0.0)
-    kept: dict[str, list[Maps]] = {e: [] for e in explainers}
-    correct: dict[int, float] = {}
+    drawn: dict[str, list[Maps]] = {e: [] for e in explainers}
+    hits: dict[int, float] = {}
     wanted = set(panel)
     images = 0
     for batch in batches:
         batch = batch.to(device)
         _check_needs(metrics, batch)
         images += len(batch)
-        shared: dict[Hashable, Any] = {}
+        shared: dict[Hashable, Any] = {} if kept is None else kept.open(batch)
         explanations = _explanations(
             list(explainers.values()),
             model,
@@ -452,28 +544,37 @@ def evaluate(
         )
         for e, explanation in zip(explainers, explanations, strict=True):
             for m in metrics:
+                if (e, m) not in cells:
+                    continue
                 start = time.perf_counter()
-                cells[e, m].update(explanation)
-                seconds[e, m] += time.perf_counter() - start
+                try:
+                    cells[e, m].update(explanation)
+                except Exception as error:
+                    if failed is None:
+                        raise
+                    failed(e, m, error)
+                    del cells[e, m]
+                else:
+                    seconds[e, m] += time.perf_counter() - start
             rows = [row for row, sample in enumerate(batch.sample_id.tolist()) if sample in wanted]
             if rows:
-                kept[e].append(to_maps(explanation, rows, name, e, epoch))
+                drawn[e].append(to_maps(explanation, rows, name, e, epoch))
             if progress is not None:
                 progress(e, images, n if total is None else total)
-        if shared:
-            known = batch.label >= 0
-            right = (shared["logits", noise, seed].argmax(1) == batch.label)[known]
-            correct.update(zip(batch.sample_id[known].tolist(), right.double().tolist(), strict=True))
+        if ("logits", noise, seed) in shared:
+            hits |= _hits(batch, shared["logits", noise, seed])
+        if kept is not None:
+            kept.close(batch, shared)
 
     results = Results()
-    correct = dict(pair for pair in _gather(sorted(correct.items()), world_size))
-    if correct:
-        hits = [correct[sample] for sample in sorted(correct)]
-        low, high = bootstrap_interval(hits)
+    hits = dict(pair for pair in _gather(sorted((hits if correct is None else correct).items()), world_size))
+    if hits:
+        values = [hits[sample] for sample in sorted(hits)]
+        low, high = bootstrap_interval(values)
         results.rows.append(
-            Row(epoch, split, name, "", "accuracy", float(np.mean(hits)), low, high, len(hits), 0, 0.0, True, "accuracy[top1]")
+            Row(epoch, split, name, "", "accuracy", float(np.mean(values)), low, high, len(values), 0, 0.0, True, "accuracy[top1]")
         )
-        results.per_image[name, "", "accuracy"] = correct
+        results.per_image[name, "", "accuracy"] = hits
     for (e, m), metric in cells.items():
         protocol = f"{metric.protocol}#{metric.protocol_hash} noise={noise} seed={seed}"
         for found in metric.summary():
@@ -500,26 +601,31 @@ def evaluate(
                 results.warnings.append(
                     f"{name}, {e}, {full}: {found.excluded} of {found.n + found.excluded} images excluded (NaN or undefined)"
                 )
-        for result, values in metric.per_image().items():
-            results.per_image[name, e, full_name(m, result)] = values
+        for result, table in metric.per_image().items():
+            results.per_image[name, e, full_name(m, result)] = table
         curve = metric.curve()
         if curve is not None:
             results.curves[name, e, m] = curve
     for e in explainers:
-        parts = _gather(kept[e], world_size)
+        parts = _gather(drawn[e], world_size)
         if parts:
             results.maps.append(concatenate_maps(parts, panel))
     return results
 
 
+def missing_for(name: str, metric: ExplanationMetric, batch: Batch) -> str | None:
+    """What the metric needs and the batch does not have, as a sentence; None where nothing is missing."""
+    missing = [need for need in sorted(metric.needs) if getattr(batch, need) is None or (need == "label" and (batch.label < 0).any())]
+    if not missing:
+        return None
+    nouns, advice = zip(*(WHAT_IS_NEEDED[need] for need in missing), strict=True)
+    return f"the metric {name!r} needs {' and '.join(nouns)}, but this data has none; {', '.join(advice)}, or leave the metric out"
+
+
 def _check_needs(metrics: Mapping[str, ExplanationMetric], batch: Batch) -> None:
     for name, metric in metrics.items():
-        missing = [need for need in sorted(metric.needs) if getattr(batch, need) is None or (need == "label" and (batch.label < 0).any())]
-        if missing:
-            nouns, advice = zip(*(WHAT_IS_NEEDED[need] for need in missing), strict=True)
-            raise UserError(
-                f"the metric {name!r} needs {' and '.join(nouns)}, but this data has none; {', '.join(advice)}, or leave the metric out"
-            )
+        if (sentence := missing_for(name, metric, batch)) is not None:
+            raise UserError(sentence)
 
 
 def in_batches(x: Tensor, label: Tensor | None = None, batch_size: int = 32) -> Iterator[Batch]:
