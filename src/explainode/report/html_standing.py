@@ -102,7 +102,7 @@ def _breakable(name: str) -> Markup:
 
 def prior_section(results: Results, models: Sequence[str]) -> Markup:
     """Metric by explainer: ahead of, behind or undecided against the centre prior, and who is nowhere ahead."""
-    parts = []
+    parts: list[Markup] = []
     for model in models:
         comparisons = compare_prior(results, model)
         if comparisons:
@@ -157,7 +157,9 @@ def _prior_table(comparisons: Sequence[Comparison], model: str) -> Markup:
 
 def agreement_section(standings: Sequence[Standing], board: Board | None, models: Sequence[str]) -> Markup:
     """Which metrics disagree, whether rankings survive other settings, and how alike the maps are."""
-    metrics, settings, maps = [], [], []
+    metrics: list[Markup] = []
+    settings: list[Markup] = []
+    maps: list[Markup] = []
     for found in standings:
         sentence = disagreement_sentence(found)
         if sentence:

@@ -66,7 +66,7 @@ def glance(results: Results, verdict: Verdict) -> Markup:
     subjects = list(dict.fromkeys(c.subject for c in primary))
     found = {(c.subject, c.metric, c.explainer): c for c in primary}
     reference = primary[0].reference
-    tables = []
+    tables: list[Markup] = []
     for subject in subjects:
         head = tag("tr", tag("th", "metric", scope="col"), [tag("th", e, scope="col") for e in explainers])
         body = [tag("tr", tag("th", m, scope="row"), [_glance_cell(found.get((subject, m, e))) for e in explainers]) for m in metrics]

@@ -55,13 +55,13 @@ def table_lines(results: Results, comparisons: Iterable[Comparison] | None = Non
         explainers = sorted(dict.fromkeys(e for _, e, m in rows if m == metric), key=is_control)
         cells = {e: {model: rows[model, e, metric] for model in models if (model, e, metric) in rows} for e in explainers}
         real = [e for e in explainers if not is_control(e)]
-        top = {model: _best({e: cells[e][model] for e in real if model in cells[e]}) for model in models} if len(real) > 1 else {}
+        top = {model: best_keys({e: cells[e][model] for e in real if model in cells[e]}) for model in models} if len(real) > 1 else {}
         table[metric] = [
             Line(
                 metric,
                 e,
                 cells[e],
-                best=frozenset(_best(cells[e])) if len(models) > 1 else frozenset(),
+                best=frozenset(best_keys(cells[e])) if len(models) > 1 else frozenset(),
                 top=frozenset(model for model, names in top.items() if e in names),
                 tests={model: tests[metric, e, model] for model in models if (metric, e, model) in tests},
             )
@@ -70,7 +70,7 @@ def table_lines(results: Results, comparisons: Iterable[Comparison] | None = Non
     return table
 
 
-def _best(rows: dict[str, Row]) -> list[str]:
+def best_keys(rows: dict[str, Row]) -> list[str]:
     """The keys of the best values; none where nothing has a direction or a number."""
     values = {key: row.value for key, row in rows.items() if row.higher_is_better is not None and not math.isnan(row.value)}
     if not values:

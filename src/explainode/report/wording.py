@@ -41,6 +41,19 @@ def signed(difference: float, low: float, high: float, to: str = " to ") -> tupl
     return shown[0], f"{shown[1]}{to}{shown[2]}"
 
 
+def plus_minus(rows: Sequence[tuple[float, float, float]]) -> list[tuple[str, str]]:
+    """(value, low, high) of a column -> each value and half the width of its interval, "" where there is none, with hyphens for minus.
+
+    All with the same digits, two of the narrowest interval's.
+    """
+    halves = [(high - low) / 2 for _, low, high in rows]
+    narrowest = min((half for half in halves if half > 0), default=math.nan)
+    digits = 3 if math.isnan(narrowest) else max(0, 1 - math.floor(math.log10(narrowest)))
+    form = f".{digits}f" if digits <= 5 and all(abs(value) < 1e6 for value, *_ in rows if math.isfinite(value)) else ".2e"
+    shown = [f"{value:{form}}" if math.isfinite(value) else number(value).replace("−", "-") for value, *_ in rows]
+    return [(value, "" if math.isnan(half) else f"{half:{form}}") for value, half in zip(shown, halves, strict=True)]
+
+
 def percent(share: float) -> str:
     """A share in [0, 1] in percent, one decimal."""
     return "n/a" if math.isnan(share) else f"{100 * share:.1f} %"
