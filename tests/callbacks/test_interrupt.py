@@ -45,7 +45,7 @@ def test_once_finishes_the_batch_saves_and_leaves(classifier, data, trainer, tmp
     with pytest.raises(TrainingInterrupted) as left:
         trainer(tmp_path, [press, interrupt]).fit(module, datamodule=data())
     assert press.finished == [0, 1, 2] and not validated
-    assert left.value.checkpoint == tmp_path / "checkpoints" / "last.ckpt" and interrupt.interrupted
+    assert left.value.checkpoint == tmp_path / "checkpoints" / "last.ckpt" and interrupt.left
     content = torch.load(verify(left.value.checkpoint), weights_only=True)
     assert content["global_step"] == 3 and content["epoch"] == 0
     assert "press Ctrl-C again to stop at once" in capfd.readouterr().err
@@ -62,7 +62,7 @@ def test_twice_stops_in_the_middle_of_the_batch(classifier, data, trainer, tmp_p
 def test_an_ordinary_run_gives_the_signal_back(classifier, data, trainer, tmp_path, handler):
     interrupt = Interrupt()
     trainer(tmp_path, [interrupt], max_epochs=1).fit(classifier(), datamodule=data())
-    assert signal.getsignal(signal.SIGINT) is handler and not interrupt.interrupted
+    assert signal.getsignal(signal.SIGINT) is handler and not interrupt.left
 
 
 def test_after_the_very_last_batch_the_run_just_ends(classifier, data, trainer, tmp_path):
@@ -75,7 +75,7 @@ def test_after_the_very_last_batch_the_run_just_ends(classifier, data, trainer, 
     interrupt = Interrupt()
     run = trainer(tmp_path, [Late(), interrupt], max_epochs=1)
     run.fit(classifier(), datamodule=data())
-    assert run.global_step == 6 and not interrupt.interrupted
+    assert run.global_step == 6 and not interrupt.left
 
 
 def test_says_where_without_other_checkpoints(classifier, data, trainer, tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from explainode.callbacks.interrupt import Interrupt
+from explainode.callbacks.leave import SafePoints
 from explainode.callbacks.progress import note
 from explainode.callbacks.random_state import preserved
+from explainode.data.batch import Batch
 from explainode.errors import UserError
 from explainode.evaluation import evaluate
 from explainode.explainers.base import Explainer
@@ -201,20 +202,23 @@ class ExplanationCallback(Callback):
     def _evaluate(self, trainer: Trainer, pl_module: LightningModule, indices: Sequence[int], panel: Sequence[int]) -> Results:
         data = trainer.datamodule  # type: ignore[attr-defined]
         mine = sorted(indices)[trainer.global_rank :: trainer.world_size]
-        interrupts = [c for c in trainer.callbacks if isinstance(c, Interrupt)]  # type: ignore[attr-defined]
+        largest = -(-len(indices) // trainer.world_size)  # of the ranks' shares
+        safe_points = SafePoints(trainer, -(-largest // self.batch_size) * len(self.explainers))
 
         def progress(explainer: str, done: int, total: int) -> None:
             note(trainer, f"explaining {total} images, {explainer} {done}/{total}")
-            if trainer.world_size == 1:  # ranks have different numbers of steps: no collective question here
-                for interrupt in interrupts:
-                    interrupt.check(trainer)
+            safe_points()
+
+        def batches() -> Iterator[Batch]:
+            yield from data.batches("val", mine, self.batch_size)
+            safe_points.finish()  # before the tables are summed over the ranks
 
         try:
             return evaluate(
                 getattr(pl_module, "network", pl_module),
                 self.explainers,
                 self.metrics,
-                data.batches("val", mine, self.batch_size),
+                batches(),
                 n=len(data.dataset("val")),
                 name=self.model_name,
                 split="val",

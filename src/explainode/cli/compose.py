@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from explainode.cli.launch import gpus_of, ranks_of
 from explainode.cli.registry import GROUPS, MANY_OF, allow_targets, check_targets, extra_config_folders, names
 from explainode.errors import UserError, nearest
 
@@ -29,9 +30,11 @@ def run_id() -> str:
 
 
 def register_resolvers() -> None:
-    """Make `${run_id:}` known to OmegaConf; cached, so that one process has one id."""
+    """Make `${run_id:}` known to OmegaConf, cached, so that one process has one id; and what launchers ask of the trainer."""
     if not OmegaConf.has_resolver("run_id"):
         OmegaConf.register_new_resolver("run_id", run_id, use_cache=True)
+        OmegaConf.register_new_resolver("ranks", ranks_of)
+        OmegaConf.register_new_resolver("gpus", gpus_of)
 
 
 def search_path() -> list[str]:
@@ -46,6 +49,18 @@ def compose(config_name: str, overrides: Sequence[str]) -> DictConfig:
     Raises:
         UserError: for unknown keys, groups, options and values that cannot be read, with the nearest names.
     """
+    config = _compose(config_name, overrides)
+    check_entries(config)
+    return config
+
+
+def compose_launcher(config_name: str, overrides: Sequence[str]) -> tuple[str, str]:
+    """The name of the launcher that a sweep would use, and the directory that it would write."""
+    config = _compose(config_name, overrides, with_hydra=True)
+    return config.hydra.runtime.choices["hydra/launcher"], config.hydra.sweep.dir
+
+
+def _compose(config_name: str, overrides: Sequence[str], with_hydra: bool = False) -> DictConfig:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_module
     from hydra.core.global_hydra import GlobalHydra
@@ -55,11 +70,10 @@ def compose(config_name: str, overrides: Sequence[str]) -> DictConfig:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
-            config = hydra_compose(config_name, overrides=[*search_path(), *(_strip_sweep(o) for o in overrides)])
+            words = [*search_path(), *(_strip_sweep(o) for o in overrides)]
+            return hydra_compose(config_name, overrides=words, return_hydra_config=with_hydra)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_explain_failure(config_name, list(overrides), error)) from error
-    check_entries(config)
-    return config
 
 
 def check_entries(config: DictConfig) -> None:

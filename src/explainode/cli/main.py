@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
+from explainode.callbacks.signals import keep_signals
 from explainode.cli.quiet import quiet_libraries
 from explainode.errors import UserError, nearest
 
@@ -58,6 +59,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The entry point: exit status instead of exceptions."""
+    keep_signals()  # first of all: what SLURM sends before a job ends would end a program that does not listen yet
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]

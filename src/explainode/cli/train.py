@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,11 +11,23 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from explainode.cli.compose import CONFIG_MODULE, check_entries, compose, plain, register_resolvers, search_path
+from explainode.callbacks.signals import TrainingInterrupted, TrainingLeft, TrainingPreempted, at_once, keep_signals
+from explainode.cli.compose import CONFIG_MODULE, check_entries, compose, compose_launcher, plain, register_resolvers, search_path
 from explainode.cli.heartbeat import Heartbeat
 from explainode.cli.help import verb_help
+from explainode.cli.launch import (
+    check_launcher,
+    count_devices,
+    failures,
+    forget_failures,
+    note_failure,
+    train_in_own_process,
+    with_our_launchers,
+)
 from explainode.cli.main import VERB
-from explainode.cli.registry import check_parameters
+from explainode.cli.quiet import quiet_libraries
+from explainode.cli.registry import check_parameters, extra_config_folders
+from explainode.cli.slurm import check_tasks, cluster_plugins, is_first_rank, join_ranks, local_job, requeue, slurm_job, was_requeued
 from explainode.errors import UserError
 
 EXAMPLES = (
@@ -32,27 +45,29 @@ def run(arguments: Sequence[str]) -> int:
         print(verb_help("train", EXAMPLES))
         return 0
     options = [word for word in arguments if word.startswith("-")]
-    overrides = [word for word in arguments if not word.startswith("-")]
+    overrides = with_our_launchers([word for word in arguments if not word.startswith("-")])
     config = compose("train", overrides)
     sweeps = bool({"-m", "--multirun"} & set(options))
-    if sweeps and isinstance(config.trainer.get("devices"), int) and config.trainer.devices > 1 and not _has_launcher(overrides):
-        raise UserError(
-            "a sweep of runs with several devices needs a launcher that starts the ranks; add hydra/launcher=submitit_local or submitit_slurm"
-        )
-    if not sweeps:
+    launcher, sweep = compose_launcher("train", overrides)
+    check_launcher(config, launcher, sweeps)
+    if sweeps:
+        forget_failures(Path(sweep))
+    else:
         _make_folder(Path(config.run_dir))
     import hydra
 
     register_resolvers()
+    if slurm_job() is not None:
+        keep_signals([signal.SIGTERM])  # SLURM's notice of a preemption
     os.environ[VERB] = "train"  # ranks that Lightning starts repeat the command line as Hydra sees it, which has no verb
     sys.argv[1:] = [*options, *search_path(), *overrides]  # options first: argparse stops at the first override
-    outcome = _Outcome()
+    points = _Points(sweeps, launcher, extra_config_folders())
 
     def task(point: DictConfig) -> None:
-        outcome.note(point)
+        points.train(point)
 
     hydra.main(version_base="1.3", config_path=f"pkg://{CONFIG_MODULE}", config_name="train")(task)()
-    return outcome.status(sweeps)
+    return points.status(Path(sweep))
 
 
 def _make_folder(folder: Path) -> None:
@@ -63,39 +78,81 @@ def _make_folder(folder: Path) -> None:
         raise UserError(f"the run directory {folder} cannot be made ({error.strerror}); choose another with run_dir=...") from error
 
 
-class _Outcome:
-    """What became of each point: Hydra's main returns nothing, and would print a failure before we can say it in a sentence."""
+class _Points:
+    """The points of a sweep, or the only run. Hydra's main returns nothing, and would print a failure before we can say it in a sentence.
 
-    def __init__(self) -> None:
-        self.interrupted = False
-        self.failures: list[tuple[str, Exception]] = []
+    A copy of this trains in each process that a launcher starts: what went wrong there comes back as files.
+    """
 
-    def note(self, point: DictConfig) -> None:
-        """Train one point of a sweep, or the only run; a failure is kept, so that the other points go on."""
-        check_entries(point)
+    def __init__(self, sweeps: bool, launcher: str, config_folders: Sequence[Path]) -> None:
+        self.sweeps, self.launcher, self.config_folders = sweeps, launcher, list(config_folders)
+        self.failure: Exception | None = None
+        self.left: TrainingLeft | None = None
+
+    def train(self, point: DictConfig) -> None:
+        """Train one point; of a sweep, a failure is written down, so that the other points go on.
+
+        Raises:
+            SystemExit: where our job was put back into the queue: it is not over, and no launcher may take it for that.
+        """
+        if self.left is not None:
+            return  # an earlier point was stopped, and with it the sweep
+        folder = Path(point.output_dir)
         try:
-            self.interrupted |= train(point)
+            check_entries(point)
+            if self.sweeps:
+                check_launcher(point, self.launcher, self.sweeps)  # its number of devices may be what is swept
+                quiet_libraries()
+                keep_signals()
+                join_ranks()
+            if self.sweeps and self.launcher == "joblib" and count_devices(point.trainer) > 1:
+                from hydra.core.hydra_config import HydraConfig
+
+                train_in_own_process(folder, HydraConfig.get().overrides.task, self.config_folders)
+            else:
+                train(point)
+        except TrainingPreempted as left:
+            self._make_room(left, folder)
+        except TrainingLeft as left:
+            self.left = left
         except Exception as error:
-            self.failures.append((str(point.run_dir), error))
+            self.failure = error
+        if self.sweeps and (self.failure or self.left):
+            note_failure(folder, self.failure or UserError("it was stopped before its end"))
+            self.failure = None
 
-    def status(self, sweeps: bool) -> int:
+    def _make_room(self, left: TrainingPreempted, folder: Path) -> None:
+        """Put our job back into the queue, if there is one, or remember that the training was left."""
+        first = is_first_rank()
+        if first:
+            saved = "there was nothing new to save" if left.checkpoint is None else f"everything is in {left.checkpoint}"
+            print(f"\nasked to make room: {saved}", file=sys.stderr, flush=True)
+        queued = slurm_job() is not None or local_job() is not None
+        if queued and (not first or requeue(folder)):
+            raise SystemExit(0) from left
+        self.left = left
+
+    def status(self, sweep: Path) -> int:
         """The exit status; the only run's failure is raised, those of a sweep are listed."""
-        if not sweeps and self.failures:
-            raise self.failures[0][1]
-        for place, error in self.failures:
-            print(f"explainode: {place}: {error}", file=sys.stderr)
-        return 1 if self.failures else 130 if self.interrupted else 0
+        if self.failure is not None:
+            raise self.failure
+        found = failures(sweep) if self.sweeps else {}
+        for place, why in found.items():
+            print(f"explainode: {place}: {why}", file=sys.stderr)
+        if self.left is None:
+            return 1 if found else 0
+        if not is_first_rank():
+            return 0  # Lightning would take it for a rank that died, and kill the first one, which still writes its report
+        return 130 if isinstance(self.left, TrainingInterrupted) else 128 + (self.left.signal or signal.SIGTERM)
 
 
-def _has_launcher(overrides: Sequence[str]) -> bool:
-    return any(word.startswith("hydra/launcher=") for word in overrides)
-
-
-def train(config: DictConfig) -> bool:
-    """Train every variant, measure all of them on the same images, write the report; True if the user interrupted.
+def train(config: DictConfig) -> None:
+    """Train every variant, measure all of them on the same images, write the report.
 
     Raises:
         UserError: for settings that do not fit, before anything is trained.
+        TrainingInterrupted: by the user, after the report of what there is.
+        TrainingPreempted: if the machine is needed elsewhere.
     """
     with Heartbeat("starting"):
         from explainode.cli.build import build_data, count_classes, measure, ranks, select_images
@@ -109,27 +166,69 @@ def train(config: DictConfig) -> bool:
         settings = plain(config)
         select_images(settings["evaluation"], data)
         check_parameters({key: settings[key] for key in ("model", "module", "trainer", "explainer", "metric", "callback", "logger")})
+        check_tasks(count_devices(settings["trainer"]), settings["trainer"].get("num_nodes", 1))
     folder = RunDirectory(Path(settings["output_dir"]))
+    check_same_run(folder, settings)
     folder.write_config(settings | {"image_size": data.image_size})
     folder.write_class_names(data.class_names)
     networks: dict[str, Any] = {}
     teachers: dict[str, Any] = {}
-    interrupted = False
+    trained_with: dict[str, Any] = {}
+    interrupted: TrainingInterrupted | None = None
     for variant in variants(config):
-        module, interrupted = fit(plain(variant), folder)
+        trained_with[variant.variant] = plain(variant)
+        try:
+            module = fit(trained_with[variant.variant], folder)
+        except TrainingInterrupted as left:
+            interrupted = left
+            break
         networks[variant.variant] = module.network.eval()
         if (teacher := getattr(module, "teacher", None)) is not None:
             teachers[variant.variant] = teacher
-            if not interrupted and ranks()[0] == 0:
+            if ranks()[0] == 0:
                 print(f"{variant.variant}: {module.verdict()}", flush=True)
-        if interrupted:
-            break
     epoch = settings["trainer"].get("max_epochs") or 0
-    if not interrupted:
-        measure(settings, networks, data, folder, epoch, teachers)
-    if ranks()[0] == 0:
-        finish(folder, interrupted)
-    return interrupted
+    with at_once():
+        if interrupted is None:
+            measure(settings, networks, data, folder, epoch, teachers)
+        if ranks()[0] == 0:
+            finish(folder, interrupted is not None)
+    if interrupted is not None:
+        raise interrupted
+
+
+def check_same_run(folder: Any, settings: Mapping[str, Any]) -> None:
+    """Refuse a run directory that holds a run of other settings: its checkpoints and tables would be mixed with ours.
+
+    What may differ is where the data lies and how it is read, how long and on which devices is trained, and what is explained and measured.
+
+    Raises:
+        UserError: naming a setting that differs.
+    """
+    if not (folder.path / "checkpoints").is_dir():
+        return
+    before, now = folder.read_config(), _yaml(settings)
+    for group in ("model", "data", "module", "variants", "seed"):
+        for key, then in sorted(_leaves(before.get(group), group).items()):
+            value = _leaves(now.get(group), group).get(key)
+            if value != then and key not in ("data.root", "data.num_workers", "data.download", "data.verify"):
+                raise UserError(
+                    f"{folder.path} holds a run with {key}={then}, and not {value}; go on with the same settings, or name another run_dir"
+                )
+
+
+def _yaml(settings: Mapping[str, Any]) -> Any:
+    """The settings as they come back from a file."""
+    import yaml
+
+    return yaml.safe_load(yaml.safe_dump(dict(settings)))
+
+
+def _leaves(node: Any, name: str) -> dict[str, Any]:
+    """The values of nested settings by their dotted names."""
+    if not isinstance(node, Mapping):
+        return {name: node}
+    return {key: value for part in node for key, value in _leaves(node[part], f"{name}.{part}").items()}
 
 
 def variants(config: DictConfig) -> list[DictConfig]:
@@ -154,19 +253,19 @@ def variants(config: DictConfig) -> list[DictConfig]:
     return configs
 
 
-def fit(settings: Mapping[str, Any], folder: Any) -> tuple[Any, bool]:
-    """Train one variant; its module, and whether the user interrupted.
+def fit(settings: Mapping[str, Any], folder: Any) -> Any:
+    """Train one variant; its module. A job that SLURM restarted goes on from its own newest checkpoint, whatever it began from.
 
     Raises:
+        TrainingLeft: if a signal asked to leave.
         KeyboardInterrupt: at the second Ctrl-C (exit status 130), which Lightning would turn into an exit with status 1.
     """
     from lightning.pytorch import seed_everything
     from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-    from explainode.callbacks.interrupt import TrainingInterrupted
     from explainode.cli.build import build_network
     from explainode.cli.registry import instantiate
-    from explainode.training.checkpoint import AtomicCheckpointIO, resume_path
+    from explainode.training.checkpoint import AtomicCheckpointIO, latest_checkpoint, resume_path
     from explainode.training.precision import slow_precision
 
     seed_everything(settings["seed"], workers=True, verbose=False)
@@ -175,21 +274,20 @@ def fit(settings: Mapping[str, Any], folder: Any) -> tuple[Any, bool]:
     module = instantiate(settings["module"], network=network)
     callbacks = averaging_last([instantiate(entry) for entry in (settings.get("callback") or {}).values()])
     loggers = [instantiate(entry) for entry in (settings.get("logger") or {}).values()]
-    trainer = instantiate(settings["trainer"], callbacks=callbacks, logger=loggers or False, plugins=[AtomicCheckpointIO()])
+    plugins = [AtomicCheckpointIO(), *cluster_plugins()]
+    trainer = instantiate(settings["trainer"], callbacks=callbacks, logger=loggers or False, plugins=plugins)
     slow = slow_precision(str(trainer.precision), trainer.strategy.root_device)
     if slow is not None:
         rank_zero_warn(slow)
     checkpoints = Path(folder.path) / "checkpoints" / settings["variant"]
-    interrupted = False
+    resume = latest_checkpoint(checkpoints) if was_requeued(Path(folder.path)) else None
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=resume_path(settings["ckpt_path"], checkpoints))
-    except TrainingInterrupted:
-        interrupted = True
+        trainer.fit(module, datamodule=data, ckpt_path=resume or resume_path(settings["ckpt_path"], checkpoints))
     except SystemExit as stop:
         if isinstance(stop.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from stop
         raise
-    return module, interrupted
+    return module
 
 
 def averaging_last(callbacks: Sequence[Any]) -> list[Any]:

@@ -1,9 +1,10 @@
-"""What differs between ranks and must travel in one checkpoint."""
+"""What ranks tell each other: what differs between them and must travel in one checkpoint, and what all must agree on."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 
@@ -21,3 +22,12 @@ def of_rank(everyone: list[Any]) -> Any | None:
     parallel = dist.is_available() and dist.is_initialized()
     rank, size = (dist.get_rank(), dist.get_world_size()) if parallel else (0, 1)
     return everyone[rank] if len(everyone) == size else None
+
+
+def agree_on_largest(mine: int, device: torch.device) -> int:
+    """The largest of all ranks' numbers, on every rank; a collective call where there are several, on the device that they talk through."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return mine
+    largest = torch.tensor(mine, device=device)
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return int(largest)
