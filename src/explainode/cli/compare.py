@@ -1,20 +1,29 @@
-"""`explainode compare`: two or more runs, image by image, with paired tests."""
+"""`explainode compare`: two or more runs, or the points of a sweep, image by image, with paired tests."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from explainode.errors import UserError
+from explainode.errors import UserError, nearest
 
-HELP = """explainode compare RUN RUN [RUN ...] [-o FOLDER]
+OPTIONS = ("-o", "--matched")
+HELP = """explainode compare RUN RUN [RUN ...] [--matched] [-o FOLDER]
+explainode compare SWEEP [--matched] [-o FOLDER]
 
 Puts the results of runs side by side: paired sign-flip tests over the images they share, with Holm's correction, and a report.
-Runs that measured a metric with different protocols are refused: their numbers do not compare.
+A sweep is the folder that explainode train -m leaves under multirun/: each point becomes a model, named by the settings that differ.
+Runs that measured a metric with different protocols, on other data or on other images are refused: their numbers do not compare.
+
+--matched   compare at equal accuracy: each model at the epoch at which it was as accurate as the weakest one is at its end, by what was
+            measured on validation images after each epoch
+-o FOLDER   where the comparison goes, instead of runs/compare/<time>
 
 examples:
   explainode compare runs/a runs/b
-  explainode compare runs/a runs/b -o runs/a_against_b"""
+  explainode compare runs/a runs/b -o runs/a_against_b
+  explainode compare runs/resnet runs/sde --matched
+  explainode compare multirun/train/2026-01-31_12-00-00"""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -24,7 +33,7 @@ def run(arguments: Sequence[str]) -> int:
         return 0 if arguments else 2
     from explainode.cli.compose import run_id
     from explainode.cli.train import finish
-    from explainode.report.merge import merge_runs
+    from explainode.report.merge import match_accuracy, merge_runs
     from explainode.report.run import RunDirectory
 
     words = list(arguments)
@@ -35,11 +44,60 @@ def run(arguments: Sequence[str]) -> int:
             raise UserError("-o needs a folder")
         output = Path(words[at + 1])
         del words[at : at + 2]
-    if len(words) < 2:
-        raise UserError(f"compare needs two runs or more, got {len(words)}")
-    results = merge_runs([Path(word) for word in words])
+    matched = "--matched" in words
+    words = [word for word in words if word != "--matched"]
+    if unknown := [word for word in words if word.startswith("-")]:
+        raise UserError(f"compare has no option {unknown[0]}; the nearest are {nearest(unknown[0], OPTIONS)}")
+    sources, failed = _sources([Path(word) for word in words], alone=matched)
+    _check_output(output, [source.folder for source in sources])
+    sentences = list(failed)
+    if matched:
+        matching = match_accuracy(sources)
+        sources, sentences = matching.sources, [*failed, *matching.sentences]
+    results = merge_runs(sources)
+    results.warnings[:0] = sentences
     folder = RunDirectory(output)
-    folder.write_config({"name": "compare", "runs": words})
+    folder.write_config({"name": "compare", "runs": words, "matched": matched})
+    if names := _class_names([source.folder for source in sources]):
+        folder.write_class_names(names)
     folder.write_results(results)
     finish(folder)
+    for sentence in sentences:
+        print(sentence)
     return 0
+
+
+def _sources(folders: Sequence[Path], alone: bool) -> tuple[list, list[str]]:
+    """The runs to compare and a sentence for each point of a sweep that has no results; a single run is enough where `alone`.
+
+    Raises:
+        UserError: if there are fewer than two runs, or two have one name.
+    """
+    from explainode.report.merge import name_runs
+    from explainode.report.sweep import is_sweep, read_sweep
+
+    sweeps = {folder: read_sweep(folder) for folder in folders if is_sweep(folder)}
+    runs = [folder for folder in folders if folder not in sweeps]
+    sources = [*name_runs(runs), *(point for sweep in sweeps.values() for point in sweep.points)]
+    labels = [source.label for source in sources]
+    if twice := next((label for label in labels if labels.count(label) > 1), None):
+        raise UserError(f"two of the runs are called {twice!r}; compare sweeps one by one, or rename a folder")
+    if len(sources) < (1 if alone else 2):
+        raise UserError(f"compare needs two runs or more, or a sweep of two points, got {len(sources)}")
+    return sources, [sentence for sweep in sweeps.values() for sentence in sweep.failed]
+
+
+def _check_output(output: Path, folders: Sequence[Path]) -> None:
+    """Refuse to write into one of the runs, or to mix this comparison with other results."""
+    if output.resolve() in [folder.resolve() for folder in folders]:
+        raise UserError(f"the comparison would be written into {output}, which is one of the runs; name another folder with -o")
+    if (output / "metrics.csv").is_file():
+        raise UserError(f"{output} holds results already; name another folder with -o")
+
+
+def _class_names(folders: Sequence[Path]) -> list[str]:
+    """The names of the classes, where the runs that have any agree."""
+    from explainode.report.run import RunDirectory
+
+    found = [names for folder in folders if (names := RunDirectory(folder).read_class_names())]
+    return found[0] if found and all(names == found[0] for names in found) else []

@@ -31,6 +31,7 @@ ROW_COLUMNS = (
 )  # fmt: skip
 VALUE_COLUMNS = ("epoch", "split", "model", "explainer", "metric", "sample_id", "value")
 CURVE_COLUMNS = ("epoch", "split", "model", "explainer", "metric", "x", "mean", "low", "high", "x_label", "y_label")
+Place = tuple[int, str]  # epoch and split of a measurement
 DIRECTIONS = {"": None, "True": True, "False": False}
 
 
@@ -164,19 +165,32 @@ class RunDirectory:
         """The sentences of warnings.txt."""
         return [line.rstrip("\n") for line in _whole_lines(self.path / "warnings.txt")]
 
-    def read_results(self) -> Results:
-        """All rows of all epochs; values per image, curves and maps of what `final` picks. Empty if nothing was written yet.
+    def read_rows(self) -> list[Row]:
+        """All rows of all epochs; empty if nothing was written yet.
 
         Raises:
-            UserError: if a file is damaged, with its name and line.
+            UserError: if metrics.csv is damaged, with the line.
         """
         rows: dict[tuple[Any, ...], Row] = {}
         for row in self._read("metrics.csv", ROW_COLUMNS, _row):
             key = (row.epoch, row.split, row.model, row.explainer, row.metric)
             rows.pop(key, None)  # so that the last written stands last
             rows[key] = row
-        results = Results(rows=list(rows.values()), warnings=self.read_warnings())
-        last = {row.model: (str(row.epoch), row.split) for row in final(results).rows}
+        return list(rows.values())
+
+    def read_results(self, at: Mapping[str, Place] | None = None) -> Results:
+        """All rows of all epochs; values per image, curves and maps of what `final` picks. Empty if nothing was written yet.
+
+        Args:
+            at: {model: (epoch, split)}, which measurement to read of which models, instead; then the rows are those, too.
+
+        Raises:
+            UserError: if a file is damaged, with its name and line.
+        """
+        results = Results(rows=self.read_rows(), warnings=self.read_warnings())
+        if at is not None:
+            results.rows = [row for row in results.rows if at.get(row.model) == (row.epoch, row.split)]
+        last = {row.model: (str(row.epoch), row.split) for row in (final(results) if at is None else results).rows}
         values = self._read("per_image.csv", VALUE_COLUMNS, lambda c: (tuple(c[2:5]), tuple(c[:2]), int(c[5]), float(c[6])))
         for key, place, sample, value in values:
             if last.get(key[0]) == place:

@@ -19,6 +19,7 @@ from explainode.report.comparisons import (
     model_names,
 )
 from explainode.report.front import ACCURACY_GAP
+from explainode.report.merge import is_chosen
 from explainode.report.wording import enumerate_words, interval, number, p_phrase, percent, signed
 
 FEW_IMAGES = 20
@@ -129,10 +130,11 @@ def _pair_cautions(results: Results, subject: str, reference: str) -> list[str]:
         gap = f"{100 * abs(a.value - b.value):.1f} points{unsure}"
         cautions.append(
             f"The accuracies of {subject} and {reference} differ by {gap}; a weaker net, here {weaker}, "
-            "can be less sensitive for the wrong reason: compare at matched accuracy, such as an earlier epoch of the better net."
+            "can be less sensitive for the wrong reason: compare at matched accuracy, such as an earlier epoch of the better net "
+            "(explainode compare RUN RUN --matched)."
         )
     epochs = {name: {row.epoch for key, row in rows.items() if key[0] == name} for name in (subject, reference)}
-    if epochs[subject] and epochs[reference] and epochs[subject] != epochs[reference]:
+    if epochs[subject] and epochs[reference] and epochs[subject] != epochs[reference] and not (is_chosen(subject) or is_chosen(reference)):
         after = f"{subject} was measured after epoch {max(epochs[subject])}, {reference} after epoch {max(epochs[reference])}"
         cautions.append(f"{after}: not the same training.")
     differing = [
