@@ -5,7 +5,9 @@ Shape letters: B batch, C channels, H, W pixels, K classes, R rows of an expande
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -146,3 +148,43 @@ def rank_pixels(heatmap: Tensor) -> Tensor:
     if torch.isnan(heatmap).any():
         raise ValueError("a heatmap with NaN has no ranking; exclude the image first")
     return torch.argsort(heatmap.flatten(1), dim=1, descending=True, stable=True)
+
+
+# ---- maps as functions of the image, for attacks on the map itself
+
+
+@dataclass
+class Graph:
+    """Attributes:
+    kept: some method differentiated at `begin_graph(x)`, so that its map is a function of x as far as autograd can tell.
+    """
+
+    kept: bool = False
+
+
+_graph: ContextVar[Graph | None] = ContextVar("explainode_graph", default=None)
+
+
+@contextmanager
+def keep_graph() -> Iterator[Graph]:
+    """Context in which methods made of gradients return maps with a graph to x; what they return by other means carries none."""
+    graph = Graph()
+    token = _graph.set(graph)
+    try:
+        yield graph
+    finally:
+        _graph.reset(token)
+
+
+def graph_is_kept() -> bool:
+    """Whether `keep_graph` is open."""
+    return _graph.get() is not None
+
+
+def begin_graph(x: Tensor) -> Tensor:
+    """`x` as the place to differentiate at: a leaf of its own; within `keep_graph` x itself, with all that leads to it."""
+    graph = _graph.get()
+    if graph is None:
+        return x.detach().requires_grad_()
+    graph.kept = True
+    return x if x.requires_grad else x.detach().requires_grad_()

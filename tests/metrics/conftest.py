@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from explainode.attribution import Explanation
+from explainode.attribution import Explanation, begin_graph, graph_is_kept
 from explainode.randomness import normal_like, sample_keys
 
 
@@ -59,8 +59,8 @@ class Spy:
 def gradient(model: nn.Module, x: Tensor, rows: Tensor) -> Tensor:
     """Gradient of the winning logit of each row's own image; the stand-in explainer."""
     with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        return torch.autograd.grad(model(x).amax(1).sum(), x)[0]
+        x = begin_graph(x)
+        return torch.autograd.grad(model(x).amax(1).sum(), x, create_graph=graph_is_kept())[0]
 
 
 def class_gradient(model: nn.Module, x: Tensor, rows: Tensor, target: Tensor) -> Tensor:

@@ -10,8 +10,16 @@ from torch import nn
 from explainode.attacks.base import Attack, AttackResult
 from explainode.attacks.deepfool import DeepFool
 from explainode.attacks.gradient import FGSM, PGD, GuidedPGD
+from explainode.attacks.map_attack import CenterAttack, TargetMapAttack, TopPixelsAttack
+from explainode.attribution import keep_graph
 from explainode.errors import UserError
-from explainode.metrics.robustness import HeatmapGuidedPGD, MapUnderAttack, attacked
+from explainode.evaluation import explain
+from explainode.explainers.cam import GradCAM
+from explainode.explainers.gradient import InputXGradient, IntegratedGradients, Saliency
+from explainode.explainers.perturbation import Occlusion
+from explainode.explainers.sampling import SmoothGrad
+from explainode.metrics.robustness import HeatmapGuidedPGD, MapUnderAttack, MapUnderMapAttack, attacked, top_intersection
+from explainode.randomness import noise_scope
 
 
 def measured(metric, explanation):
@@ -77,7 +85,6 @@ def test_attack_acts_under_the_records_noise(record, network, pictures):
     """The network that is attacked says what the record says: in all three noise modes."""
     from explainode.dynamics.noise import Noise, number_noise_blocks
     from explainode.explainers.base import predict
-    from explainode.randomness import noise_scope
 
     class Jitter(nn.Module):
         def __init__(self):
@@ -177,3 +184,94 @@ def test_bad_settings_are_told_in_a_sentence(wrong_about_two):
     explanation.label = None
     with pytest.raises(UserError, match="needs labels"):
         measured(HeatmapGuidedPGD(), explanation)
+
+
+# ---- attacks on the map itself
+
+
+MAP_ATTACKS = [TopPixelsAttack, CenterAttack, TargetMapAttack]
+
+
+@pytest.mark.parametrize("cls", MAP_ATTACKS)
+def test_attacked_maps_by_hand(network, pictures, cls):
+    """What is reported is what the record's own method says of the attacked image, and lies below random noise of the same radius."""
+    net, x = network(gain=3.0), pictures(4, 16)
+    explanation = explain(Saliency(), net, x, sample_ids=torch.tensor([5, 1, 0, 9]))
+    attack = cls(epsilon=0.05, alpha=0.01)
+    metric = MapUnderMapAttack(attack).setup(10)
+    metric.update(explanation)
+    found = metric.compute()
+    assert found[""] < found["noise"] < 1 and found["progress"] > 0 and found["top"] < 1
+
+    def heatmap(x, rows):
+        return explanation.explain(x, rows=rows).abs().sum(1)
+
+    with noise_scope(explanation.sample_ids, 0, 0, active=False):
+        result = attack(x, heatmap, explanation.forward)
+    assert torch.equal(net(result.x).argmax(1), explanation.target)
+    before, after = (heatmap(images, torch.arange(4)).double() for images in (x, result.x))
+    probability = net(result.x).softmax(1) - net(x).softmax(1)
+    for row, sample in enumerate(explanation.sample_ids.tolist()):
+        A, B = before[row] > before[row].mean(), after[row] > after[row].mean()
+        table = {name: values[sample] for name, values in metric.per_image().items()}
+        assert table[""] == pytest.approx(2 * (A & B).sum().item() / (A.sum() + B.sum()).item(), abs=0.02)  # a pixel on the cut
+        assert table["pearson"] == pytest.approx(np.corrcoef(before[row].ravel(), after[row].ravel())[0, 1], abs=1e-5)
+        assert table["output"] == pytest.approx(probability[row, explanation.target[row]].abs().item(), abs=1e-5)
+        top = [set(m[row].flatten().topk(26).indices.tolist()) for m in (before, after)]
+        assert table["top"] == len(top[0] & top[1]) / 26
+
+
+def test_nothing_moves_where_the_gradient_does_not(pictures):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(768, 3))
+    metric = measured(MapUnderMapAttack(TopPixelsAttack(steps=3)), explain(Saliency(), net, pictures(4, 16))).compute()
+    assert metric[""] == metric["top"] == metric["noise"] == 1 and metric["progress"] == metric["output"] == 0
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_class_activation_maps_can_be_attacked_too(network, pictures, mode):
+    """The graph leads through activations and gradients of a layer; also where nothing may be differentiated outside."""
+    net, x = network(gain=3.0), pictures(3, 16)
+    with mode():
+        explanation = explain(GradCAM(), net, x)
+        found = measured(MapUnderMapAttack(CenterAttack(epsilon=0.1, alpha=0.02)), explanation).compute()
+    assert found["progress"] > 0.05 and found["pearson"] < 1
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in net.parameters())
+
+
+def test_methods_without_gradients_are_refused(network, pictures):
+    explanation = explain(Occlusion(), network(), pictures(2, 16))
+    with pytest.raises(UserError, match="only methods made of gradients can"):
+        measured(MapUnderMapAttack(TopPixelsAttack()), explanation)
+    with pytest.raises(UserError, match="top must be a share"):
+        MapUnderMapAttack(TopPixelsAttack(), top=0)
+
+
+def test_top_intersection_by_hand():
+    a = torch.tensor([[[9.0, 8, 1], [0, 2, 3], [4, 5, 6]]])
+    b = torch.tensor([[[9.0, 0, 8], [0, 2, 3], [4, 5, 7]]])
+    assert top_intersection(a, b, 3 / 9).tolist() == [2 / 3] and top_intersection(a, a, 0.5).tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    "explainer",
+    [Saliency(), InputXGradient(), IntegratedGradients(4), GradCAM(), SmoothGrad(Saliency(), 3)],
+    ids=lambda e: type(e).__name__,
+)
+def test_maps_keep_their_graph_on_request(network, pictures, explainer):
+    """The same numbers, now as a function of the image: the slope along a direction is that of differences."""
+    net = network().double()
+    net[1] = nn.Softplus(3)
+    x = pictures(2, 8).double()
+    plain = explainer(net, x, 1)
+    assert not plain.requires_grad
+    with keep_graph() as graph:
+        point = x.clone().requires_grad_()
+        kept = explainer(net, point, 1)
+    assert graph.kept and kept.requires_grad
+    torch.testing.assert_close(kept.detach(), plain)
+    generator = torch.Generator().manual_seed(0)
+    along, weight = torch.randn(x.shape, generator=generator).double(), torch.randn(kept.shape, generator=generator).double()
+    slope = (torch.autograd.grad((kept * weight).sum(), point)[0] * along).sum()
+    step = 1e-6
+    ahead, behind = ((explainer(net, x + sign * step * along, 1) * weight).sum() for sign in (1, -1))
+    assert slope.item() == pytest.approx(((ahead - behind) / (2 * step)).item(), rel=1e-4)

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from explainode.attribution import graph_is_kept
 from explainode.errors import UserError
 from explainode.explainers.guard import guard
 from explainode.explainers.layers import cut_at
@@ -22,7 +23,7 @@ __all__ = ["BoundExplainer", "Explainer", "count_passes", "gradient", "guard", "
 
 
 def check_images(x: Tensor) -> Tensor:
-    """`x`, detached and usable by autograd, if it is a batch of images (B, C, H, W) in floating point.
+    """`x`, detached (unless `keep_graph` is open) and usable by autograd, if it is a batch of images (B, C, H, W) in floating point.
 
     Raises:
         UserError: otherwise.
@@ -32,6 +33,8 @@ def check_images(x: Tensor) -> Tensor:
             f"x is a tensor of shape {tuple(x.shape)} and type {str(x.dtype).removeprefix('torch.')}, "
             "expected images (B, C, H, W) in floating point; add the batch dimension, divide bytes by 255"
         )
+    if graph_is_kept():
+        return x
     return x.clone() if x.is_inference() else x.detach()
 
 
@@ -48,12 +51,13 @@ def prepared(model: nn.Module, x: Tensor, target: Target) -> Iterator[tuple[nn.M
         with nullcontext() if current_scope() is not None else noise_scope(torch.arange(len(x)), active=False):
             if target is None or callable(target):
                 target = resolve_target(target, predict(network, x))
-            yield network, x, as_indices(target, len(x), x.device)
+            classes = as_indices(target, len(x), x.device)
+            yield network, x, classes.clone() if classes.is_inference() else classes
 
 
 def finished(attribution: Tensor) -> Tensor:
-    """An attribution as it leaves the method: detached, float32 at least."""
-    return attribution.detach().to(torch.promote_types(attribution.dtype, torch.float32))
+    """An attribution as it leaves the method: detached (unless `keep_graph` is open), float32 at least."""
+    return (attribution if graph_is_kept() else attribution.detach()).to(torch.promote_types(attribution.dtype, torch.float32))
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from explainode.attribution import begin_graph, graph_is_kept
 from explainode.errors import UserError, nearest
 from explainode.explainers.passes import differentiate_at, forward, in_passes, predict
 from explainode.explainers.targets import Unit, select_score
@@ -210,15 +211,16 @@ def activations_and_gradients(
         def hold(name: str, module: nn.Module, args: Any, output: Any) -> Tensor:
             check_map(name, output, x)
             if begun <= {name} or not output.requires_grad:
-                output = output.detach().requires_grad_()
+                output = begin_graph(output)
                 begun.add(name)
             seen[name] = output
             return output.clone()
 
-        x = x.detach()
         if PIXELS in places:
-            seen[PIXELS] = x.requires_grad_()
+            seen[PIXELS] = x = begin_graph(x)
             begun.add(PIXELS)
+        elif not graph_is_kept():
+            x = x.detach()
         with ExitStack() as stack:
             for name, layer in layers.items():
                 stack.enter_context(hooked([layer], partial(hold, name)))
@@ -227,7 +229,7 @@ def activations_and_gradients(
         for name in places:
             last_call(name, [seen[name]] if name in seen else [])
         gradients = differentiate_at(score, [seen[name] for name in places])
-        held = [*(seen[name].detach() for name in places), *gradients]
+        held = [*(seen[name] if graph_is_kept() else seen[name].detach() for name in places), *gradients]
         return (*(as_map(tensor, x) for tensor in held), score.detach())
 
     *held, score = in_passes(evaluate, x, target)

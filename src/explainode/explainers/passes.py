@@ -14,6 +14,7 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
+from explainode.attribution import begin_graph, graph_is_kept
 from explainode.errors import UserError
 from explainode.explainers.targets import check_logits, select_score
 from explainode.randomness import noise_rows
@@ -167,7 +168,7 @@ def differentiate_at(score: Tensor, places: Sequence[Tensor]) -> tuple[Tensor, .
     Raises:
         UserError: if the score has no graph to one of them.
     """
-    gradients = torch.autograd.grad(score.sum(), places, allow_unused=True) if score.requires_grad else ()
+    gradients = torch.autograd.grad(score.sum(), places, allow_unused=True, create_graph=graph_is_kept()) if score.requires_grad else ()
     found = tuple(gradient for gradient in gradients if gradient is not None)
     if len(found) < len(places):
         raise UserError(
@@ -187,7 +188,7 @@ def gradient(model: nn.Module, x: Tensor, target: Tensor) -> tuple[Tensor, Tenso
 
     def evaluate(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
-            x = x.detach().requires_grad_()
+            x = begin_graph(x)
             score = select_score(forward(model, x), target)
             return differentiate(score, x), score.detach()
 
