@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from explainode.errors import UserError
-from explainode.metrics.sanity import ClassSensitivity, ParameterRandomization, layers_from_the_top, likeness, randomize
+from explainode.metrics.sanity import ClassSensitivity, DataRandomization, ParameterRandomization, layers_from_the_top, likeness, randomize
+from explainode.models.weights_of import WeightsOf
 
 
 def measured(metric, explanation):
@@ -159,3 +160,36 @@ def test_bad_settings_are_told_in_a_sentence(record, pictures):
         measured(ParameterRandomization(), explanation)
     with pytest.raises(UserError, match="single output"):
         measured(ClassSensitivity(), explanation)
+
+
+# ---- a twin that was trained on other labels
+
+
+def test_twin_against_the_map_made_by_hand(record, network, pictures, tmp_path):
+    net, x = network(), pictures(5, 12)
+    twin = copy.deepcopy(net)
+    randomize(twin, layers_from_the_top(twin), seed=4)
+    torch.save(twin.state_dict(), tmp_path / "twin.pt")
+    torch.save(net.state_dict(), tmp_path / "same.pt")
+    before = copy.deepcopy(net.state_dict())
+    explanation, spy = record(net, x)
+    metric = DataRandomization(WeightsOf(str(tmp_path / "twin.pt")))
+    found = measured(metric, explanation).per_image()[""]
+    expected = likeness(explanation, explanation.explain(x, model=twin), "spearman", "sum")
+    assert [found[k] for k in range(5)] == pytest.approx(expected.tolist(), abs=1e-6) and spy.explained == 10
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+    assert measured(DataRandomization(WeightsOf(str(tmp_path / "same.pt"))), record(net, x)[0]).compute() == pytest.approx(1)
+    assert metric.protocol_hash != DataRandomization(WeightsOf(str(tmp_path / "same.pt"))).protocol_hash
+    blind, _ = record(net, x, attribute=of_the_image)
+    assert measured(metric, blind).compute() == pytest.approx(1)
+
+
+def test_a_twin_of_another_kind_is_refused(record, network, pictures, tmp_path):
+    torch.save(nn.Linear(3, 2).state_dict(), tmp_path / "other.pt")
+    explanation, _ = record(network(), pictures(2, 12))
+    with pytest.raises(UserError, match="holds weights of another network"):
+        measured(DataRandomization(WeightsOf(str(tmp_path / "other.pt"))), explanation)
+    with pytest.raises(UserError, match="there is no weights file"):
+        measured(DataRandomization(WeightsOf(str(tmp_path / "none.pt"))), explanation)
+    with pytest.raises(UserError, match="no measure of agreement"):
+        DataRandomization(WeightsOf("x"), "alike")

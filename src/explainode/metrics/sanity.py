@@ -1,8 +1,9 @@
-"""Does the map depend on what it claims to explain: on the network's parameters, and on the class?"""
+"""Does the map depend on what it claims to explain: on the network's parameters, on what labels taught it, and on the class?"""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -116,6 +117,46 @@ class ParameterRandomization(ExplanationMetric):
 
     def settings(self) -> tuple[str, ...]:
         return self.mode, f"{self.stages}stages", self.similarity, self.reduction
+
+
+class DataRandomization(ExplanationMetric):
+    """Likeness of the map to the one of a twin network that was trained on random labels: lower, the map depends on what labels taught.
+
+    The same class is explained in both. Whatever two networks of one architecture see in a picture before they have learned anything is in
+    both maps; what remains alike is not about the classes.
+
+    Args:
+        twin: called with a copy of the network, fills it with the twin's weights; see `WeightsOf`. The twin is trained with
+            `data=random_labels`, and all else as the network was, until it knows its labels.
+        similarity: a name in `agreement.MEASURES`.
+        reduction: of the channels: "sum" keeps the sign, "abs_sum" compares magnitudes.
+
+    Shapes:
+        compute(): (). Costs one explanation per image, and reads the twin's weights once a batch.
+
+    Source: Adebayo et al. 2018, Sec. 5 (Spearman and SSIM).
+    """
+
+    higher_is_better = False
+    kind = "data_randomization"
+
+    def __init__(self, twin: Callable[[nn.Module], None], similarity: str = "spearman", reduction: str = "sum") -> None:
+        self.twin, self.similarity, self.reduction = twin, similarity, check_reduction(reduction)
+        check_measure(similarity)
+        super().__init__()
+
+    def measure(self, explanation: Explanation) -> Tensor:
+        def build() -> nn.Module:
+            with torch.inference_mode(False):
+                network = copy.deepcopy(explanation.model)
+                self.twin(network)
+                return network
+
+        network = explanation.memo(("twin", self.twin), build, shared=True)
+        return likeness(explanation, explanation.explain(explanation.x, model=network), self.similarity, self.reduction)[:, None]
+
+    def settings(self) -> tuple[str, ...]:
+        return self.similarity, self.reduction
 
 
 class ClassSensitivity(ExplanationMetric):
