@@ -35,7 +35,10 @@ def test_unlike_protocols_and_empty_folders_are_refused(tmp_path: Path, make_res
     RunDirectory(tmp_path / "a").write_results(results)
     results.rows = [replace(row, protocol="other") if row.metric == "deletion" else row for row in results.rows]
     RunDirectory(tmp_path / "b").write_results(results)
-    with pytest.raises(UserError, match=r"deletion of saliency is 'deletion\[.*' in a and 'other' in b \(noise: off and not said; .*\); measure both the same way"):
+    with pytest.raises(
+        UserError,
+        match=r"deletion of saliency is 'deletion\[.*' in a and 'other' in b \(noise: off and not said; .*\); measure both the same way",
+    ):
         merge_runs([tmp_path / "a", tmp_path / "b"])
     with pytest.raises(UserError, match=r"has no metrics.csv"):
         merge_runs([tmp_path / "a", tmp_path / "missing"])

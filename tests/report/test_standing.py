@@ -67,6 +67,16 @@ def test_explainers_that_are_alike_are_not_told_apart() -> None:
     assert standing_sentence(found).startswith("By deletion no explainer ranks differently from another beyond chance")
 
 
+def test_the_best_mean_rank_alone_is_no_lead() -> None:
+    results = Results()
+    add(results, "net", "deletion", {"a": 0.38, "b": 0.4, "c": 0.4, "d": 0.41}, False, noise=0.2)
+    found = standing(results, "net")
+    assert found is not None
+    even = replace(found.ranks["deletion"], adjusted=np.full((4, 4), 0.2), p=0.01)
+    text = standing_sentence(replace(found, ranks={"deletion": even}))
+    assert text == f"By deletion {even.names[0]} has the best mean rank, but no other is told apart from it (Friedman p = 0.010, n = {N})."
+
+
 def test_two_explainers_need_no_ranks(planted: Results) -> None:
     planted.rows = [row for row in planted.rows if row.explainer != "c"]
     assert standing(planted, "net") is None  # controls do not count

@@ -61,9 +61,9 @@ def run(arguments: Sequence[str]) -> int:
     if names := _class_names([source.folder for source in sources]):
         folder.write_class_names(names)
     folder.write_results(results)
-    finish(folder)
     for sentence in sentences:
         print(sentence)
+    finish(folder)
     return 0
 
 

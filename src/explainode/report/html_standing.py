@@ -18,6 +18,7 @@ from explainode.report.rank_figure import rank_figure
 from explainode.report.standing import Standing, disagreement_sentence, leaders, metric_agreement, rank_stability, standing_sentence
 from explainode.report.wording import arrow, correlation, enumerate_words, interval, number, p_phrase, percent
 
+FEW_MODELS = 3  # whose first diagram stands open
 RANKS_NOTE = (
     "Rank 1 is the best explainer on an image; the axis shows its mean rank over the images that all have a value for, controls in italics. "
     "A bar joins neighbors of which no two are told apart: paired sign-flip tests of the values, Holm’s correction over all pairs, 5 % level. "
@@ -31,7 +32,7 @@ AGREEMENT_NOTE = (
 
 def ranks_section(standings: Sequence[Standing], models: Sequence[str]) -> Markup:
     """For each model a sentence, the diagram of the first metric, and the others folded away with the table of mean ranks."""
-    parts = [_of_model(models, found.model, _ranks_of(found)) for found in standings if found.ranks]
+    parts = [_of_model(models, found.model, _ranks_of(found, len(standings) <= FEW_MODELS)) for found in standings if found.ranks]
     return join(tag("p", RANKS_NOTE, class_="note"), parts) if parts else Markup("")
 
 
@@ -40,11 +41,12 @@ def _of_model(models: Sequence[str], model: str, *content: object) -> Markup:
     return join(tag("h3", model_dot(models, model), model) if len(models) > 1 else "", *content)
 
 
-def _ranks_of(found: Standing) -> Markup:
+def _ranks_of(found: Standing, first_open: bool) -> Markup:
     diagrams = [_diagram(found, metric, ranks) for metric, ranks in found.ranks.items()]
-    rest = diagrams[1:]
-    more = tag("details", tag("summary", f"{len(rest)} further diagram{'s' * (len(rest) > 1)}"), rest) if rest else ""
-    return join(tag("p", standing_sentence(found), class_="finding"), diagrams[0], more, _mean_ranks(found), _left_out(found))
+    shown, rest = (diagrams[:1], diagrams[1:]) if first_open else ([], diagrams)
+    title = f"{len(rest)} {'further ' * first_open}diagram{'s' * (len(rest) > 1)}"
+    more = _folded(join(rest), title) if rest else ""
+    return join(tag("p", standing_sentence(found), class_="finding"), shown, more, _mean_ranks(found), _left_out(found))
 
 
 def _diagram(found: Standing, metric: str, ranks: Ranks) -> Markup:

@@ -104,6 +104,10 @@ def standing_sentence(found: Standing) -> str:
         sentences.append(
             f"By {metric} no explainer ranks differently from another beyond chance (Friedman {p_phrase(ranks.p)}, n = {ranks.n})."
         )
+    elif len(group) == len(ranks.names):
+        sentences.append(
+            f"By {metric} {group[0]} has the best mean rank, but no other is told apart from it (Friedman {p_phrase(ranks.p)}, n = {ranks.n})."
+        )
     else:
         alike = enumerate_words(group[1:])
         tail = f"; {alike} {'is' if len(group) == 2 else 'are'} not told apart from it" if alike else ", ahead of every other"
