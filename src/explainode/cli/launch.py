@@ -80,9 +80,9 @@ def check_launcher(config: DictConfig, launcher: str, sweeps: bool) -> None:
     plugin = _PLUGINS.get(launcher)
     if plugin is not None and find_spec(f"hydra_plugins.{plugin}") is None:
         raise UserError(f"hydra/launcher={launcher} needs a package that is not installed; pip install 'explainode[sweep]'")
-    if launcher.startswith("submitit"):
+    if launcher in _OURS.values():
         ranks_of(config.trainer.devices)
-    if launcher == "submitit_slurm" and shutil.which("sbatch") is None:
+    if launcher == "slurm" and shutil.which("sbatch") is None:
         raise UserError(
             "hydra/launcher=submitit_slurm submits with sbatch, which is not here; start on a SLURM login node, or use submitit_local"
         )

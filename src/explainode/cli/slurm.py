@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from explainode.callbacks.signals import NOTICES
+from explainode.callbacks.signals import NOTICES, PREEMPTIONS, keep_signals
 from explainode.errors import UserError
 
 _RESTARTED = "requeued.txt"  # in the run directory of submitit's local job: which job left it there
@@ -55,7 +55,7 @@ def check_tasks(devices: int, nodes: int) -> None:
             )
         if tasks > 1 and "SLURM_NTASKS_PER_NODE" not in os.environ:
             raise UserError(
-                f"this SLURM job has {tasks} tasks, but not so and so many on each node; submit it with --ntasks-per-node, not --ntasks"
+                f"this SLURM job has {tasks} tasks, but does not say how many on each node; use --ntasks-per-node instead of --ntasks"
             )
     else:
         return
@@ -73,6 +73,11 @@ def cluster_plugins() -> list[Any]:
     from lightning.pytorch.plugins.environments import SLURMEnvironment
 
     return [SLURMEnvironment(auto_requeue=False)]
+
+
+def keep_preemptions() -> None:
+    """Keep what says that we are to make room, until we can; SIGTERM too where SLURM sends it for that, else it just ends the program."""
+    keep_signals(NOTICES if slurm_job() is None else PREEMPTIONS)
 
 
 def join_ranks() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from explainode.callbacks.signals import TrainingInterrupted, TrainingLeft, TrainingPreempted, at_once, keep_signals
+from explainode.callbacks.signals import TrainingInterrupted, TrainingLeft, TrainingPreempted, at_once
 from explainode.cli.compose import CONFIG_MODULE, check_entries, compose, compose_launcher, plain, register_resolvers, search_path
 from explainode.cli.heartbeat import Heartbeat
 from explainode.cli.help import verb_help
@@ -27,7 +27,17 @@ from explainode.cli.launch import (
 from explainode.cli.main import VERB
 from explainode.cli.quiet import quiet_libraries
 from explainode.cli.registry import check_parameters, extra_config_folders
-from explainode.cli.slurm import check_tasks, cluster_plugins, is_first_rank, join_ranks, local_job, requeue, slurm_job, was_requeued
+from explainode.cli.slurm import (
+    check_tasks,
+    cluster_plugins,
+    is_first_rank,
+    join_ranks,
+    keep_preemptions,
+    local_job,
+    requeue,
+    slurm_job,
+    was_requeued,
+)
 from explainode.errors import UserError
 
 EXAMPLES = (
@@ -57,8 +67,7 @@ def run(arguments: Sequence[str]) -> int:
     import hydra
 
     register_resolvers()
-    if slurm_job() is not None:
-        keep_signals([signal.SIGTERM])  # SLURM's notice of a preemption
+    keep_preemptions()
     os.environ[VERB] = "train"  # ranks that Lightning starts repeat the command line as Hydra sees it, which has no verb
     sys.argv[1:] = [*options, *search_path(), *overrides]  # options first: argparse stops at the first override
     points = _Points(sweeps, launcher, extra_config_folders())
@@ -100,10 +109,11 @@ class _Points:
         folder = Path(point.output_dir)
         try:
             check_entries(point)
-            if self.sweeps:
+            if self.sweeps and self.launcher == "basic":
                 check_launcher(point, self.launcher, self.sweeps)  # its number of devices may be what is swept
+            elif self.sweeps:  # a process of its own, which has not come through main
                 quiet_libraries()
-                keep_signals()
+                keep_preemptions()
                 join_ranks()
             if self.sweeps and self.launcher == "joblib" and count_devices(point.trainer) > 1:
                 from hydra.core.hydra_config import HydraConfig
