@@ -6,12 +6,11 @@ import torch
 from torch import Tensor
 
 from explainode.attribution import Explanation
-from explainode.errors import UserError
-from explainode.metrics.base import ExplanationMetric
-from explainode.metrics.input_perturbation import ROWS, Steps, movement, perturbation, perturbed
+from explainode.metrics.input_perturbation import ROWS, movement, perturbation, perturbed
+from explainode.metrics.small_steps import SmallSteps
 
 
-class TotalAttributionChange(ExplanationMetric):
+class TotalAttributionChange(SmallSteps):
     """|sum_k (A_k(x') - A_k(x))| for the worst of `draws` steps x': lower is more robust.
 
     In the units of the explained score: a net with larger logits changes more, so compare nets of similar scale or read `ExpansionRatio`.
@@ -29,19 +28,11 @@ class TotalAttributionChange(ExplanationMetric):
     higher_is_better = False
     kind = "total_attribution_change"
 
-    def __init__(self, radius: float = 0.02, draws: int = 10, units: str = "pixel") -> None:
-        self.radius, self.draws, self.units = radius, draws, units
-        self.steps = Steps(radius, draws, units)
-        super().__init__()
-
     def measure(self, explanation: Explanation) -> Tensor:
         return movement(explanation, self.steps).total.abs().amax(0)[:, None]
 
-    def settings(self) -> tuple[str, ...]:
-        return f"r{self.radius:g}", f"n{self.draws}", self.units
 
-
-class ExpansionRatio(ExplanationMetric):
+class ExpansionRatio(SmallSteps):
     """||F(x') - F(x)|| / ||x' - x|| for the worst of `draws` steps x', F the logits: lower is more robust.
 
     Results: the headline over all logits; `score` with the explained logit alone, whose change is what a complete attribution's total
@@ -59,13 +50,7 @@ class ExpansionRatio(ExplanationMetric):
     columns = ("", "score")
     higher_is_better = False
     kind = "expansion_ratio"
-
-    def __init__(self, radius: float = 0.02, draws: int = 10, units: str = "pixel") -> None:
-        self.radius, self.draws, self.units = radius, draws, units
-        self.steps = Steps(radius, draws, units)
-        if radius == 0:
-            raise UserError("radius must be positive: a ratio to a step of length 0 is undefined; 0.02 is usual")
-        super().__init__()
+    over_length = True
 
     def measure(self, explanation: Explanation) -> Tensor:
         changes, lengths = explanation.memo(("expansion", self.steps), lambda: self._expansion(explanation), shared=True)
@@ -84,6 +69,3 @@ class ExpansionRatio(ExplanationMetric):
             changes.append(explanation.forward(x, rows=rows).unflatten(0, (len(draws), batch)) - explanation.logits)
         lengths = [perturbation(explanation, self.steps, draw).flatten(1).norm(dim=1) for draw in range(self.draws)]
         return torch.cat(changes), torch.stack(lengths)
-
-    def settings(self) -> tuple[str, ...]:
-        return f"r{self.radius:g}", f"n{self.draws}", self.units

@@ -7,11 +7,11 @@ from torch import Tensor
 
 from explainode.attribution import Explanation
 from explainode.errors import UserError
-from explainode.metrics.base import ExplanationMetric
 from explainode.metrics.input_perturbation import Steps, fresh_distance, movement, perturbation
+from explainode.metrics.small_steps import SmallSteps
 
 
-class Sensitivity(ExplanationMetric):
+class Sensitivity(SmallSteps):
     """Relative change of the attribution under small uniform steps of the input: the skeleton of maximum and mean. Lower is more robust.
 
     ||A(x') - A(x)|| / ||A(x)|| (L2; a zero map is divided by 1), x' = x + U(-radius, radius).
@@ -25,7 +25,6 @@ class Sensitivity(ExplanationMetric):
 
     columns = ("", "fresh", "floor")
     higher_is_better = {"": False, "fresh": False, "floor": None}
-    steps: Steps
 
     def over_draws(self, distance: Tensor) -> Tensor:
         """(draws, B) relative distances -> (B,)."""
@@ -59,20 +58,17 @@ class MaxSensitivity(Sensitivity):
     kind = "max_sensitivity"
 
     def __init__(self, radius: float = 0.02, draws: int = 10, units: str = "pixel", repetitions: int = 1) -> None:
-        self.radius, self.draws, self.units, self.repetitions = radius, draws, units, repetitions
+        self.repetitions = repetitions
         if repetitions < 1:
             raise UserError(f"at least one repetition is needed, got {repetitions}; paper 001 takes 5")
-        if draws < 1:
-            raise UserError(f"at least one draw is needed, got {draws}; 10 is usual")
+        super().__init__(radius, draws, units)
         self.steps = Steps(radius, draws * repetitions, units)
-        super().__init__()
 
     def over_draws(self, distance: Tensor) -> Tensor:
         return distance.unflatten(0, (self.repetitions, self.draws)).amax(1).mean(0)
 
     def settings(self) -> tuple[str, ...]:
-        repeated = (f"{self.repetitions}x",) if self.repetitions > 1 else ()
-        return f"r{self.radius:g}", f"n{self.draws}", self.units, *repeated
+        return *super().settings(), *((f"{self.repetitions}x",) if self.repetitions > 1 else ())
 
 
 class MeanSensitivity(Sensitivity):
@@ -89,19 +85,11 @@ class MeanSensitivity(Sensitivity):
 
     kind = "mean_sensitivity"
 
-    def __init__(self, radius: float = 0.02, draws: int = 10, units: str = "pixel") -> None:
-        self.radius, self.draws, self.units = radius, draws, units
-        self.steps = Steps(radius, draws, units)
-        super().__init__()
-
     def over_draws(self, distance: Tensor) -> Tensor:
         return distance.mean(0)
 
-    def settings(self) -> tuple[str, ...]:
-        return f"r{self.radius:g}", f"n{self.draws}", self.units
 
-
-class LocalLipschitz(ExplanationMetric):
+class LocalLipschitz(SmallSteps):
     """||A(x') - A(x)|| / ||x' - x|| for the worst of `draws` steps x', all in L2: lower is more robust.
 
     In units of the attribution per unit of input: compare maps of one method; `relative`, divided by ||A(x)||, compares methods.
@@ -119,19 +107,10 @@ class LocalLipschitz(ExplanationMetric):
     columns = ("", "relative")
     higher_is_better = False
     kind = "local_lipschitz"
-
-    def __init__(self, radius: float = 0.02, draws: int = 10, units: str = "pixel") -> None:
-        self.radius, self.draws, self.units = radius, draws, units
-        self.steps = Steps(radius, draws, units)
-        if radius == 0:
-            raise UserError("radius must be positive: a ratio to a step of length 0 is undefined; 0.02 is usual")
-        super().__init__()
+    over_length = True
 
     def measure(self, explanation: Explanation) -> Tensor:
         length = torch.stack([perturbation(explanation, self.steps, draw).flatten(1).norm(dim=1) for draw in range(self.draws)])
         worst = (movement(explanation, self.steps).distance / length).amax(0)
         norm = explanation.attribution.flatten(1).norm(dim=1)
         return torch.stack((worst, worst / torch.where(norm == 0, torch.ones_like(norm), norm)), 1)
-
-    def settings(self) -> tuple[str, ...]:
-        return f"r{self.radius:g}", f"n{self.draws}", self.units
