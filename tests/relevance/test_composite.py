@@ -133,6 +133,44 @@ def test_first_are_the_scales_and_offsets_of_the_pixels_too(x):
     assert [operation.name for operation in affine if choose(operation) == AffineShare()] == ["mul", "add"]  # behind the head
 
 
+class Padded(nn.Module):
+    """A convolution behind normalized pixels, padded by itself or by a layer before it, and read turned round."""
+
+    def __init__(self, before: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.pad = nn.ZeroPad2d(1) if before else nn.Identity()
+        self.stem = nn.Conv2d(3, 4, 3, padding=0 if before else 1)
+        self.head = nn.Linear(4, 4)
+        self.double().eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.stem(self.pad((x - 0.4) / 0.5)).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("rule", [ZBox(), Flat()], ids=lambda rule: type(rule).__name__)
+def test_pixels_are_seen_through_padding(x, rule):
+    """A layer of zeros before the first convolution is the same network: the box rule used to be left out there without a word."""
+    composite = lrp([Assignment(rule, position="first"), Assignment(ZPlus())])
+    R, same = (Relevance(composite)(Padded(before), x, TARGET) for before in (True, False))
+    if rule == ZBox():
+        torch.testing.assert_close(R, same, rtol=1e-12, atol=1e-14)
+    everywhere = Relevance(lrp([Assignment(ZPlus())]))(Padded(True), x, TARGET)
+    assert not torch.allclose(R, everywhere, rtol=1e-3)
+
+
+def test_pixels_are_seen_turned_round(x):
+    net = Padded(False)
+    composite = lrp([Assignment(ZBox(), position="first"), Assignment(ZPlus())])
+    turned = Relevance(composite)(nn.Sequential(Flip(), net), x, TARGET)
+    torch.testing.assert_close(turned, Relevance(composite)(net, x.flip(3), TARGET).flip(3), rtol=1e-12, atol=1e-14)
+
+
+class Flip(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flip(3)
+
+
 def test_last_is_what_makes_the_logits_seen_through_scales(x):
     found = chosen(Composite([Assignment(Flat(), position="last"), Assignment(ZPlus())]), taped(Branches(), x))
     assert [module for module, rule in found.items() if rule == Flat()] == ["head"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from explainode.errors import UserError, nearest
-from explainode.relevance.operations import TABLE, Affine, Operation
+from explainode.relevance.operations import TABLE, Affine, Operation, moves_one
 from explainode.relevance.rule import KINDS, Rule
 from explainode.relevance.tape import Tape
 
@@ -23,7 +23,7 @@ class Assignment:
         rule: for the kinds of operation that it knows.
         kind: only this kind; op: only torch's operation of this name (`convolution`).
         module: only operations whose module's name matches this pattern (`layer4.*`).
-        position: `first`: linear operations that see the pixels, through nothing but scales and offsets, and these;
+        position: `first`: linear operations that see the pixels, through nothing but scales, offsets and rearrangements, and these scales;
             `last`: the linear operation that makes the logits.
         depth: (low, high): linear operations by their share of the way from the pixels (0) to the logits (1), low <= depth < high.
 
@@ -88,6 +88,8 @@ class Place:
             if isinstance(operation, Affine):
                 affine.add(id(operation.output))
                 first.add(id(operation))
+            elif moves_one(operation):  # pixels that were padded, cut or turned are pixels
+                affine.update(map(id, operation.outputs))
             elif operation.kind == "linear":
                 first.add(id(operation))
         last = tape.output.producer

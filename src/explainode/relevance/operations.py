@@ -366,6 +366,11 @@ class Rearrangement(Operation):
         return all(value.nonnegative for value in self.inputs) and self.name != "masked_fill"
 
 
+def moves_one(operation: Operation) -> bool:
+    """Whether an operation only puts the numbers of one value into other places."""
+    return operation.kind == "rearrangement" and len(operation.inputs) == 1
+
+
 _NONNEGATIVE = {"relu", "sigmoid", "hardsigmoid", "exp", "sqrt", "abs"}
 
 Kind = type[Operation]

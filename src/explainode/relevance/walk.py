@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from explainode.relevance.operations import Affine, Operation, Value, refuse
+from explainode.relevance.operations import Affine, Operation, Value, moves_one, refuse
 from explainode.relevance.samples import Samples
 from explainode.relevance.tape import Tape
 
@@ -116,16 +116,16 @@ class Walk:
         return torch.zeros_like(self.tape.input.data) if image is None else image
 
     def bounds(self, value: Value, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor] | None:
-        """What pixels of `low` and `high` become at a value that is an affine function of the image; None if it is none."""
-        path: list[Affine] = []
+        """What pixels of `low` and `high` become at a value that is scaled, shifted and rearranged pixels; None if it is something else."""
+        path: list[tuple[Operation, int]] = []
         while value is not self.tape.input:
             operation = value.producer
-            if not isinstance(operation, Affine):
+            if operation is None or not (isinstance(operation, Affine) or moves_one(operation)):
                 return None
-            path.append(operation)
+            path.append((operation, operation.outputs.index(value)))
             value = operation.inputs[0]
-        for operation in reversed(path):
-            ends = operation.call(low)[0], operation.call(high)[0]
+        for operation, output in reversed(path):
+            ends = operation.call(low)[output], operation.call(high)[output]
             low, high = torch.minimum(*ends), torch.maximum(*ends)
         return low, high
 
