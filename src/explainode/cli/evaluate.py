@@ -81,15 +81,26 @@ def _with_run(config: Any, arguments: Sequence[str]) -> dict[str, Any]:
         if any(word.startswith(f"{group}=") for word in arguments):
             own[group] = merged[group]
     merged |= own
-    base = OmegaConf.create(merged)
-    OmegaConf.set_struct(base, True)
-    for word in _of_the_run(arguments):
+    base = change_settings(OmegaConf.create(merged), _of_the_run(arguments))
+    return plain(base) | {"variants": trained.get("variants") or {}, "trained_as": trained.get("variant", "model")}
+
+
+def change_settings(config: Any, words: Sequence[str]) -> Any:
+    """The config with the single settings of a run changed as the words `data.x=...` and `model.x=...` say.
+
+    Raises:
+        UserError: for a setting that the run does not have.
+    """
+    from omegaconf import OmegaConf
+
+    OmegaConf.set_struct(config, True)
+    for word in words:
         key, _, value = word.partition("=")
         try:
-            OmegaConf.update(base, key, OmegaConf.create(f"value: {value}").value)
+            OmegaConf.update(config, key, OmegaConf.create(f"value: {value}").value)
         except Exception as error:
             raise UserError(f"{word}: the run's {key.split('.')[0]} has no such setting ({str(error).splitlines()[0]})") from error
-    return plain(base) | {"variants": trained.get("variants") or {}, "trained_as": trained.get("variant", "model")}
+    return config
 
 
 def single_network(settings: Mapping[str, Any]) -> Any:
@@ -118,7 +129,7 @@ def run_networks(settings: Mapping[str, Any]) -> dict[str, Any]:
     from explainode.training.checkpoint import verify
 
     networks = {}
-    for name, (model, path) in _chosen(settings).items():
+    for name, (model, path) in chosen_variants(settings).items():
         verify(path)
         network = build_network(without_weights(model))
         load_weights(network, path)
@@ -144,7 +155,7 @@ def run_teachers(settings: Mapping[str, Any], networks: Mapping[str, Any]) -> di
     if "_target_" not in module or locate(module["_target_"]) is not Surrogate:
         return {}
     teachers = {}
-    for name, (model, _) in _chosen(settings).items():
+    for name, (model, _) in chosen_variants(settings).items():
         weights = model["teacher"].get("weights")
         if weights == trained["model"]["teacher"].get("weights") and (weights is None or not Path(weights).is_file()):
             print(
@@ -157,7 +168,7 @@ def run_teachers(settings: Mapping[str, Any], networks: Mapping[str, Any]) -> di
     return teachers
 
 
-def _chosen(settings: Mapping[str, Any]) -> dict[str, tuple[dict[str, Any], Path]]:
+def chosen_variants(settings: Mapping[str, Any]) -> dict[str, tuple[dict[str, Any], Path]]:
     """Of a run the variants that `variant` or `checkpoint` picks: the model's settings and the checkpoint, by the name in tables.
 
     Raises:
