@@ -21,7 +21,7 @@ BASH = """_explainode() {
 complete -o default -F _explainode explainode
 """
 ZSH = "autoload -U +X bashcompinit && bashcompinit\n" + BASH.replace(" || compopt -o nospace", "")
-SETTINGS_OF = {"train": "train", "demo": "train", "evaluate": "evaluate", "explain": "explain"}
+SETTINGS_OF = {"train": "train", "demo": "train", "evaluate": "evaluate", "benchmark": "benchmark", "explain": "explain"}
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -125,6 +125,8 @@ def _explain_failure(config_name: str, overrides: list[str], error: Exception) -
     override = re.search(r"Could not override '([^']+)'", text)
     if override:
         key = override[1]
+        if (place := re.match(r"In '([^']+)'", text)) is not None:  # not the user's words, but a file that they chose
+            return f"{place[1]} overrides {key!r}, which explainode {config_name} does not have with these settings; choose another, or fewer settings"
         known = list(_keys(compose(config_name, [o for o in overrides if not _sets(o, key) and not o.startswith("~")])))
         head = key.split(".")[0]
         if head in MANY_OF and "." in key:

@@ -21,6 +21,7 @@ VERBS = {
     "demo": "train a small ResNet and its noise-injected twin on embedded data, explain both, write a report",
     "train": "train one network or several variants, explaining them while they learn",
     "evaluate": "explain and measure a trained network",
+    "benchmark": "measure many explanations of several networks; interrupted, it goes on where it was",
     "compare": "compare runs image by image, with paired tests",
     "explain": "explain one or several pictures",
     "list": "list models, data, explainers, metrics and experiments",
@@ -77,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
-        user = _user_error(error)
+        user = user_error(error)
         if user is not None:
             print(f"explainode: {user}", file=sys.stderr)
             return 2
@@ -108,7 +109,7 @@ def _with_config_folders(words: list[str]) -> list[str]:
     return words
 
 
-def _user_error(error: BaseException | None) -> UserError | None:
+def user_error(error: BaseException | None) -> UserError | None:
     """The user error behind an exception, also where a library wrapped it."""
     while error is not None:
         if isinstance(error, UserError):

@@ -1,0 +1,596 @@
+"""`explainode benchmark`: networks x explainers x metrics, cell by cell, so that nothing finished is ever lost or computed twice."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from explainode.cli.compose import compose, plain
+from explainode.cli.heartbeat import Heartbeat
+from explainode.cli.help import verb_help
+from explainode.cli.registry import check_parameters
+from explainode.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from omegaconf import DictConfig
+
+    from explainode.cli.cells import Cells, Protocol
+    from explainode.cli.grid import Grid
+    from explainode.evaluation import SharedResults
+    from explainode.metrics.results import Results
+
+EXAMPLES = (
+    "explainode benchmark runs=[runs/demo]                                 # every variant of a run, on its own test data",
+    "explainode benchmark 'models=[resnet20,resnet32]' models.resnet20.weights=a.th models.resnet32.weights=b.th \\",
+    "    data=cifar10 data.root=~/data 'explainer=[saliency,gradcam,random_map]' 'metric=[deletion,insertion]' run_dir=runs/benchmark/nets",
+    "explainode benchmark 'models={early:resnet20,late:resnet20}' models.early.weights=10.pt models.late.weights=90.pt data=cifar10",
+    "explainode benchmark experiment=benchmark_cifar10 models.resnet20.weights=a.th ...   # tables of conf/experiment",
+    "explainode benchmark ... run_dir=runs/benchmark/nets                  # again, after an interruption or with more explainers: goes on",
+    "explainode benchmark --config-dir my_conf 'allow_targets=[my_nets]' 'models=[mine]' ...  # a network of your own: docs/benchmark.md",
+)
+MISSING = "missing.csv"
+MISSING_COLUMNS = ("model", "explainer", "metric", "kind", "reason")
+ANNOTATIONS = ("mask", "fixation_map", "fixation_points")  # of a batch, where the data has them
+PARTIAL = (
+    "root",
+    "verify",
+    "download",
+    "batch_size",
+    "num_workers",
+    "seed",
+    "augment",
+)  # of data: they do not decide which pictures are in it
+
+
+@dataclass(frozen=True)
+class Missing:
+    """What could not be measured, and why: of one cell, or of a metric on this data (then model and explainer are empty).
+
+    Attributes:
+        kind: "refused" (the method or the metric says that it does not apply) or "failed" (an exception that nobody expected).
+    """
+
+    model: str
+    explainer: str
+    metric: str
+    kind: str
+    reason: str
+
+    def __str__(self) -> str:
+        subject = " x ".join(name for name in (self.model, self.explainer, self.metric) if name)
+        return f"{subject} is missing: {self.reason}"
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Compose, build, work through the cells, report.
+
+    Raises:
+        UserError: before anything is measured, or where no cell at all can be.
+        Exception: the first that nobody expected in a cell, after everything else is measured and reported.
+    """
+    if "-h" in arguments or "--help" in arguments:
+        print(verb_help("benchmark", EXAMPLES))
+        return 0
+    with Heartbeat("starting"):
+        from explainode.cli.cells import Cells
+        from explainode.cli.train import finish
+
+        bench = Benchmark.build(compose_benchmark(arguments))
+    with Cells(bench.folder.path / "cells") as cells:
+        cells.check(bench.protocol)
+        bench.write_settings()
+        interrupted = bench.work(cells)
+        if not cells.parts:
+            if interrupted:
+                raise KeyboardInterrupt
+            if bench.faults:
+                raise bench.faults[0]
+            raise UserError(f"nothing could be measured: {'; '.join(dict.fromkeys(missing.reason for missing in bench.missing))}")
+        bench.write_results(cells, draw=not interrupted)
+    finish(bench.folder)
+    for missing in bench.missing:
+        print(missing, file=sys.stderr)
+    if interrupted:
+        print(f"interrupted: the same command with run_dir={bench.folder.path} goes on with the first missing cell", file=sys.stderr)
+        return 130
+    if bench.faults:
+        raise bench.faults[0]
+    return 0
+
+
+# ---- what the words mean
+
+
+def compose_benchmark(arguments: Sequence[str]) -> DictConfig:
+    """The configuration of the words: `models=` as entries of the group model, and the data of the first run where no data is chosen.
+
+    Raises:
+        UserError: if there is no network or no data, or a setting is unknown.
+    """
+    from omegaconf import open_dict
+
+    words = with_models(arguments)
+    named = any(word.startswith("data=") for word in words)
+    late = [] if named else [word for word in words if word.startswith("data.")]  # of data that may be a run's: composed once we know
+    config = compose("benchmark", [word for word in words if word not in late])
+    if not config.models and not config.runs and config.get("model") is None:
+        raise UserError(
+            "there is no network to benchmark; name trained runs (runs=[runs/demo]), or networks and their weights "
+            "('models=[resnet20,resnet32]' models.resnet20.weights=PATH ...; explainode list model)"
+        )
+    if config.get("data") is not None:
+        config = compose("benchmark", words) if late else config
+    elif config.runs:
+        from explainode.cli.evaluate import change_settings
+
+        data = _data_of(_runs(config))
+        with open_dict(config):
+            config.data = data
+        config = change_settings(config, late)
+    else:
+        raise UserError(
+            "there is no data to explain; choose some with data=... (explainode list data), such as data=cifar10 data.root=PATH"
+        )
+    if config.get("model") is not None:
+        name = next((word.partition("=")[2] for word in words if word.startswith("model=")), "model")
+        with open_dict(config):
+            config.models[name] = config.pop("model")
+    return config
+
+
+def with_models(words: Sequence[str]) -> list[str]:
+    """The words with `models=[a,b]` or `models={mine:a,other:b}` as Hydra's choices of the group model, in the place of an experiment's.
+
+    Raises:
+        UserError: if the value is neither, or a name cannot be one.
+    """
+    chosen: dict[str, str] | None = None
+    rest = []
+    for word in words:
+        key, equals, value = word.partition("=")
+        if key == "models" and equals:
+            chosen = _choices(word, value)
+        else:
+            rest.append(word)
+    if chosen is None:
+        return rest
+    known: list[str] = []
+    if any(word.startswith("experiment=") for word in rest):
+        known = list(compose("benchmark", [word for word in rest if word.startswith(("experiment=", "allow_targets="))]).models)
+    dropped = [f"~model@models.{name}" for name in known if name not in chosen]
+    return [*dropped, *(f"{'' if name in known else '+'}model@models.{name}={entry}" for name, entry in chosen.items()), *rest]
+
+
+def _choices(word: str, value: str) -> dict[str, str]:
+    """{name: entry of conf/model} of the value of `models=`."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        parsed = OverridesParser.create().parse_override(f"models={value}").value()
+    except HydraException as error:
+        raise UserError(f"cannot read {word!r}: write 'models=[resnet20,resnet32]' or 'models={{mine:resnet20,other:resnet20}}'") from error
+    listed = parsed if isinstance(parsed, list) else [parsed]
+    found = {str(k): str(v) for k, v in parsed.items()} if isinstance(parsed, dict) else {str(v): str(v) for v in listed}
+    for name in found:
+        if not re.fullmatch(r"[A-Za-z_]\w*", name):
+            raise UserError(f"a network cannot be called {name!r}: names have letters, digits and _, as in 'models={{mine:resnet20}}'")
+    if len(found) < len(listed):
+        raise UserError(f"{word} names a network twice; give each its own name: 'models={{mine:resnet20,other:resnet20}}'")
+    return found
+
+
+def _runs(config: DictConfig) -> dict[str, Path]:
+    """The run directories by the name that they have in tables: the folder's, with its parent's where two are alike.
+
+    Raises:
+        UserError: if two have one name.
+    """
+    folders = [Path(str(run)) for run in ([config.runs] if isinstance(config.runs, str) else config.runs)]
+    labels = [folder.resolve().name for folder in folders]
+    if len(set(labels)) < len(labels):
+        labels = ["/".join(folder.resolve().parts[-2:]) for folder in folders]
+    if len(set(labels)) < len(labels):
+        raise UserError(f"the runs need different names, got {', '.join(map(str, folders))}")
+    return dict(zip(labels, folders, strict=True))
+
+
+def _data_of(runs: Mapping[str, Path]) -> dict[str, Any]:
+    """The settings of the data that the runs were trained on.
+
+    Raises:
+        UserError: if they differ.
+    """
+    from explainode.cli.build import run_config
+
+    trained = {name: run_config(folder).get("data") for name, folder in runs.items()}
+    first = next(iter(trained))
+    found = trained[first]
+    if not found:
+        raise UserError(f"{runs[first]} does not say what data it was trained on; choose some with data=...")
+    for name, data in trained.items():
+        differing = [key for key in {**found, **(data or {})} if key not in PARTIAL[1:] and (data or {}).get(key) != found.get(key)]
+        if differing:
+            raise UserError(
+                f"{first} and {name} were trained on different data (data.{differing[0]}); choose what to explain with data=..."
+            )
+    return found
+
+
+def check_weights(models: Mapping[str, Any]) -> None:
+    """Refuse networks that could be filled with weights and are not.
+
+    Raises:
+        UserError: naming the setting.
+    """
+
+    def found(node: Any) -> list[Any]:
+        if not isinstance(node, Mapping):
+            return []
+        own = [node["weights"]] if "weights" in node else []
+        return own + [value for key, inner in node.items() if key != "weights" for value in found(inner)]
+
+    for name, model in models.items():
+        places = found(model)
+        if places and all(place is None for place in places):
+            raise UserError(
+                f"models.{name} has no weights, and a network with random ones has nothing to explain: add models.{name}.weights=PATH, "
+                f"or leave it out ('~model@models.{name}')"
+            )
+
+
+# ---- the work
+
+
+class Benchmark:
+    """Networks, explainers, metrics and images, and what becomes of their cells.
+
+    Attributes:
+        networks: by the name in tables; settings: the composed ones, plain.
+        indices, accuracy: the chosen images, and with only_correct what `build.correct_images` says of the networks.
+        missing, faults: what was not measured so far, and the exceptions that nobody expected.
+    """
+
+    def __init__(self, settings: dict[str, Any], networks: dict[str, Any], facts: dict[str, Any], data: Any) -> None:
+        from explainode.cli.build import choose_device, choose_panel, correct_images, many, select_images
+        from explainode.report.run import RunDirectory
+
+        self.settings, self.networks, self.data = settings, networks, data
+        self.evaluation = settings["evaluation"]
+        self.folder = RunDirectory(Path(settings["output_dir"]))
+        _check_folder(self.folder.path)
+        self.device = choose_device(self.evaluation["device"])
+        self.explainers, self.metrics = many(settings, "explainer"), many(settings, "metric")
+        self.indices, self.length = select_images(self.evaluation, data)
+        self.accuracy: dict[str, dict[int, float]] = {}
+        if self.evaluation["only_correct"]:
+            self.indices, self.accuracy = correct_images(self.evaluation, networks, data, self.device)
+        self.panel = choose_panel(self.indices, self.evaluation["panel"])
+        self.missing: list[Missing] = []
+        self.faults: list[Exception] = []
+        content = self._look_at_data()
+        self.protocol = self._protocol(facts, content)
+        self._fitted: dict[tuple[str, str], Any] = {}
+
+    @classmethod
+    def build(cls, config: DictConfig) -> Benchmark:
+        """The benchmark of a composed configuration.
+
+        Raises:
+            UserError: for settings that do not fit, or networks, weights or data that are not there.
+        """
+        from explainode.cli.build import build_data, build_network, count_classes, fill_classes, without_weights
+
+        data = build_data(config)
+        count_classes(config, data)
+        settings = plain(config)
+        models = settings["models"]
+        if settings["data"].get("num_classes") is None:  # pictures without labels: the networks say how many classes they know
+            counts = [fill_classes(model) for model in models.values()]
+            settings["data"]["num_classes"] = next((count for count in counts if count is not None), None)
+        check_parameters({key: settings[key] for key in ("data", "models", "explainer", "metric")})
+        check_weights(models)
+        networks = {name: build_network(model).eval() for name, model in models.items()}
+        facts = {name: without_weights(model) for name, model in models.items()}
+        for label, folder in _runs(config).items():
+            for variant, (model, network) in _trained(folder).items():
+                networks[f"{label}/{variant}"], facts[f"{label}/{variant}"] = network, without_weights(model)
+        for name, network in networks.items():
+            facts[name]["weights"] = f"sha256 {_digest([*network.named_parameters(), *network.named_buffers()])}"
+        return cls(settings, networks, facts, data)
+
+    def _look_at_data(self) -> str:
+        """What the chosen images are, as a hash; metrics that need what they do not have are left out and named.
+
+        Raises:
+            UserError: if no metric is left, or too many files cannot be read.
+        """
+        from explainode.evaluation import missing_for
+
+        reasons: dict[str, str] = {}
+
+        def tensors() -> Iterator[tuple[str, torch.Tensor]]:
+            for batch in self.data.batches(self.evaluation["split"], self.indices, 1):  # one by one: no batch size changes the hash
+                for name, metric in self.metrics.items():
+                    if name not in reasons and (reason := missing_for(name, metric, batch)) is not None:
+                        reasons[name] = reason
+                yield from (("id", batch.sample_id), ("image", batch.image), ("label", batch.label))
+                yield from (("box", box) for box in batch.boxes or ())
+                yield from ((key, known) for key in ANNOTATIONS if (known := getattr(batch, key)) is not None)
+
+        content = _digest(tensors())
+        self.data.check_skipped()
+        self.missing += [Missing("", "", name, "refused", reason) for name, reason in reasons.items()]
+        self.metrics = {name: metric for name, metric in self.metrics.items() if name not in reasons}
+        if not self.metrics:
+            raise UserError(f"none of the metrics can be measured on this data: {'; '.join(reasons.values())}")
+        return content
+
+    def _protocol(self, networks: dict[str, Any], content: str) -> Protocol:
+        from explainode.cli.cells import CONTENT, Protocol
+
+        evaluation = self.evaluation
+        learning = {name: {"fit_images": evaluation["fit_images"]} for name, explainer in self.explainers.items() if explainer.learns}
+        common = {key: evaluation[key] for key in ("split", "noise", "seed", "only_correct", "panel")}
+        chosen = _digest([("indices", _as_tensor(self.indices))])
+        facts = {
+            "evaluation": common | {"images": f"{len(self.indices)} images ({chosen})"},
+            "data": {key: value for key, value in self.settings["data"].items() if key not in PARTIAL} | {CONTENT: content},
+            "models": networks,
+            "explainer": {name: self.settings["explainer"][name] | learning.get(name, {}) for name in self.explainers},
+            "metric": {
+                name: self.settings["metric"][name] | {"protocol": f"{metric.protocol}#{metric.protocol_hash}"}
+                for name, metric in self.metrics.items()
+            },
+        }
+        return Protocol(_plain(facts))
+
+    def write_settings(self) -> None:
+        """`config.yaml`, with what earlier commands measured in this folder; class names for captions."""
+        path = self.folder.path
+        merged = dict(self.settings)
+        if (path / "config.yaml").is_file():
+            earlier = self.folder.read_config()
+            for group in ("models", "explainer", "metric"):
+                merged[group] = {**(earlier.get(group) or {}), **self.settings[group]}
+            merged["runs"] = list(dict.fromkeys([*(earlier.get("runs") or []), *_listed(self.settings["runs"])]))
+        self.folder.write_config(merged)
+        if self.data.class_names:
+            self.folder.write_class_names(self.data.class_names)
+
+    def work(self, cells: Cells) -> bool:
+        """Measure every cell that is not there; True if the user interrupted."""
+        from explainode.cli.grid import Grid
+        from explainode.evaluation import SharedResults
+
+        grid = Grid(list(self.networks), list(self.explainers))
+        todo: dict[tuple[str, str], list[str]] = {}
+        for key in grid.cells:
+            todo[key] = [name for name in self.metrics if name not in cells.metrics(*key)]
+            if not todo[key]:
+                grid.keep(key, cells.seconds(*key))
+        try:
+            with grid:
+                for model, network in self.networks.items():
+                    batches = -(-len(self.indices) // self.evaluation["batch_size"])
+                    kept = SharedResults(batches)
+                    for explainer in self.explainers:
+                        if todo[model, explainer]:
+                            network.to(self.device)
+                            self._cell(cells, grid, kept, (model, explainer), todo[model, explainer])
+                    network.cpu()
+        except KeyboardInterrupt:
+            return True
+        return False
+
+    def _cell(self, cells: Cells, grid: Grid, kept: SharedResults, key: tuple[str, str], names: list[str]) -> None:
+        """Measure one cell and write it; what goes wrong inside it is noted."""
+        model, explainer = key
+        failed: list[str] = []
+
+        def note(_: str, metric: str, error: Exception) -> None:
+            failed.append(metric)
+            self._note(Missing(model, explainer, metric, *_kind(error)), error)
+
+        grid.start(key)
+        found = None
+        try:
+            found = self._evaluate(key, {name: self.metrics[name] for name in names}, self.indices, self.panel, grid, note, kept)
+        except Exception as error:  # the other cells go on; it is listed, and raised at the end unless it is the user's
+            self._note(Missing(model, explainer, "", *_kind(error)), error)
+        self.data.check_skipped()
+        measured = [name for name in names if name not in failed]
+        if found is None or not measured:
+            grid.finish("missing")
+            self._write_missing()
+            return
+        seconds = grid.finish("done")
+        cells.write(model, explainer, found, self.protocol.of(model, explainer, measured), seconds, self._about())
+        self.folder.write_results(found)
+        if failed:
+            self._write_missing()
+
+    def _evaluate(
+        self,
+        key: tuple[str, str],
+        metrics: Mapping[str, Any],
+        images: list[int],
+        panel: list[int],
+        progress: Any,
+        failed: Any = None,
+        kept: SharedResults | None = None,
+    ) -> Results:
+        """What `evaluate` finds of one cell; an explainer that learns is fitted first."""
+        from explainode.cli.build import fit_explainers
+        from explainode.evaluation import evaluate
+
+        model, explainer = key
+        settings, network = self.evaluation, self.networks[model]
+        if key not in self._fitted:
+            self._fitted[key] = fit_explainers({explainer: self.explainers[explainer]}, network, self.data, settings)[explainer]
+        return evaluate(
+            network,
+            {explainer: self._fitted[key]},
+            metrics,
+            self.data.batches(settings["split"], images, settings["batch_size"]),
+            n=self.length,
+            name=model,
+            split=settings["split"],
+            noise=settings["noise"],
+            seed=settings["seed"],
+            chunk_size=settings["chunk_size"],
+            panel=panel,
+            total=len(images),
+            progress=progress,
+            correct=self.accuracy.get(model),
+            kept=kept,
+            failed=failed,
+        )
+
+    def _note(self, missing: Missing, error: Exception) -> None:
+        self.missing.append(missing)
+        if missing.kind == "failed":
+            self.faults.append(error)
+
+    def _about(self) -> dict[str, Any]:
+        import torch
+
+        from explainode import __version__
+
+        return {"explainode": __version__, "torch": torch.__version__, "device": str(self.device)}
+
+    # ---- what is written at the end
+
+    def write_results(self, cells: Cells, draw: bool) -> None:
+        """The tables of all whole cells, in the order of the settings; their maps, with `draw` also of the images explained worst."""
+        from explainode.cli.cells import write_tables
+        from explainode.metrics.results import Results
+
+        config = self.folder.read_config()
+        rank = {name: k for k, name in enumerate(self.networks)}, {name: k for k, name in enumerate(config["explainer"])}
+        order = sorted(cells.parts, key=lambda key: tuple(place.get(name, len(place)) for place, name in zip(rank, key, strict=True)))
+        merged, seen = Results(), set()
+        for key in order:
+            found = cells.read(*key)
+            rows = [row for row in found.rows if (row.model, row.explainer, row.metric) not in seen]  # each cell has its network's accuracy
+            seen |= {(row.model, row.explainer, row.metric) for row in rows}
+            merged.extend(replace(found, rows=rows, maps=[]))
+        everything = self._write_missing()
+        merged.warnings += [str(missing) for missing in everything]
+        write_tables(self.folder, merged)
+        self._write_maps(cells, order, merged, draw)
+
+    def _write_maps(self, cells: Cells, order: list[tuple[str, str]], merged: Results, draw: bool) -> None:
+        """Each cell's maps of the panel; and, where all cells can be explained again, of the images that turned out to be explained worst."""
+        from explainode.evaluation import concatenate_maps
+        from explainode.report.files import replace_file
+        from explainode.report.picks import worst_images
+
+        mine = all(model in self.networks and explainer in self.explainers for model, explainer in order)
+        worst = [sample for sample in worst_images(merged) if sample not in self.panel] if draw and mine else []
+        there = {(maps.model, maps.explainer): maps.sample_id.tolist() for maps in self.folder.read_results().maps}
+        with Heartbeat("drawing the images that are explained worst") as progress:
+            for key in order:
+                maps = cells.read(*key).maps[0]
+                if there.get(key) == [*maps.sample_id.tolist(), *worst]:
+                    continue
+                if not worst:
+                    for file in cells.map_files(*key):
+                        replace_file(self.folder.path / "explanations" / file.name, file.read_bytes())
+                    continue
+                self.networks[key[0]].to(self.device)
+                more = self._evaluate(key, {}, worst, worst, progress).maps[0]
+                both = concatenate_maps([maps, more], [*maps.sample_id.tolist(), *worst])
+                self.folder.write_maps(replace(both, added=len(worst)), self.evaluation["split"])
+
+    def _write_missing(self) -> list[Missing]:
+        """`missing.csv`: what is missing now, and what earlier commands found missing in cells that this one does not ask for."""
+        from explainode.report.files import replace_file
+
+        path = self.folder.path / MISSING
+        earlier: list[Missing] = []
+        if path.is_file():
+            with open(path, encoding="utf-8", newline="") as file:
+                earlier = [Missing(**row) for row in csv.DictReader(file)]
+
+        def asked(missing: Missing) -> bool:
+            metrics = self.settings["metric"]
+            return (
+                (not missing.model or missing.model in self.networks)
+                and (not missing.explainer or missing.explainer in self.explainers)
+                and (not missing.metric or missing.metric in metrics)
+            )
+
+        rows = [*(missing for missing in earlier if not asked(missing)), *self.missing]
+        if rows:
+            text = io.StringIO()
+            writer = csv.writer(text, lineterminator="\n")
+            writer.writerow(MISSING_COLUMNS)
+            writer.writerows([getattr(missing, column) for column in MISSING_COLUMNS] for missing in rows)
+            replace_file(path, text.getvalue().encode())
+        else:
+            path.unlink(missing_ok=True)
+        return rows
+
+
+def _check_folder(path: Path) -> None:
+    """Refuse a folder in which another verb left its results."""
+    if (path / "metrics.csv").is_file() and not (path / "cells").is_dir():
+        raise UserError(f"{path} holds another run; name another folder with run_dir=...")
+
+
+def _trained(folder: Path) -> dict[str, tuple[dict[str, Any], Any]]:
+    """The settings and the network of each variant of a run, with its newest checkpoint."""
+    from explainode.cli.build import run_config
+    from explainode.cli.evaluate import chosen_variants, run_networks
+
+    trained = run_config(folder)
+    if not trained.get("model"):
+        raise UserError(f"{folder} is no run of explainode train (its config.yaml names no model); name one that was trained")
+    asked = trained | {"run": str(folder), "checkpoint": None, "variant": "model", "trained_as": trained.get("variant")}
+    networks = run_networks(asked)
+    return {name: (model, networks[name]) for name, (model, _) in chosen_variants(asked).items()}
+
+
+def _kind(error: Exception) -> tuple[str, str]:
+    """ "refused" and the sentence of a user error, else "failed" and the exception's type and message, in one line."""
+    from explainode.cli.main import user_error
+
+    user = user_error(error)
+    text = " ".join((str(user) if user is not None else f"{type(error).__name__}: {error}").split())
+    return ("failed" if user is None else "refused"), text
+
+
+def _listed(value: Any) -> list[Any]:
+    return [value] if isinstance(value, str) else list(value)
+
+
+def _plain(facts: dict[str, Any]) -> dict[str, Any]:
+    """As JSON reads it back, so that what was stored and what is asked for can be compared."""
+    return json.loads(json.dumps(facts, default=str))
+
+
+def _as_tensor(numbers: Sequence[int]) -> torch.Tensor:
+    import torch
+
+    return torch.tensor(numbers, dtype=torch.int64)
+
+
+def _digest(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """16 hex digits of the sha256 of named tensors: their names, types, shapes and bytes."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in tensors:
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
