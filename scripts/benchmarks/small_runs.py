@@ -17,8 +17,8 @@ import torch
 from explainode.report.run import RunDirectory
 
 SETTINGS = shlex.split(
-    """model.width=16 model.noise.magnitude=0.1 data.size=32 data.batch_size=16 data.train_size=768 data.val_size=513 data.test_size=15
-    module.scheduler=null trainer.max_epochs=3 explainer=[saliency,smoothgrad] metric=[deletion_fast,smoothness] evaluation.images=7
+    """model.width=16 model.noise.magnitude=0.1 data.size=32 data.batch_size=16 data.train_size=768 data.val_size=513 data.test_size=63
+    module.scheduler=null trainer.max_epochs=3 explainer=[saliency,smoothgrad] metric=[deletion_fast,smoothness] evaluation.images=63
     callback.explanations.images=25 callback.explanations.budget=null callback.progress.every=0.25"""
 )
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}

@@ -26,3 +26,4 @@ def quiet_libraries() -> None:
     )  # epochs are logged too
     warnings.filterwarnings("ignore", message="The '.*_dataloader' does not have many workers")  # ours makes whole batches at once
     warnings.filterwarnings("ignore", message=".*does not have a deterministic implementation")
+    warnings.filterwarnings("ignore", message="It is recommended to use `self.log")  # what we log is the same on every rank already
