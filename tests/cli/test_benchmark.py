@@ -18,12 +18,12 @@ from PIL import Image
 from torch import nn
 
 import explainode
-from explainode.cli import benchmark, grid, registry
+from explainode.cli import grid, registry
 from explainode.cli import main as door
-from explainode.cli.benchmark import with_models
 from explainode.cli.build import correct_images
 from explainode.cli.cells import Cells
 from explainode.cli.compose import compose
+from explainode.cli.subjects import compose_benchmark, with_models
 from explainode.data.base import ImageData
 from explainode.data.batch import Batch
 from explainode.errors import UserError
@@ -125,16 +125,16 @@ def test_networks_are_chosen_by_lists_and_mappings(given, expected):
 
 
 def test_an_experiments_networks_are_replaced_by_others():
-    config = benchmark.compose_benchmark(["experiment=benchmark_cifar10", "models=[resnet44,resnet56]", "data.root=x"])
+    config = compose_benchmark(["experiment=benchmark_cifar10", "models=[resnet44,resnet56]", "data.root=x"])
     assert sorted(config.models) == ["resnet44", "resnet56"] and config.models.resnet56.depth == 56
     assert config.data.root == "x" and config.evaluation.only_correct
-    assert list(benchmark.compose_benchmark(["experiment=benchmark_cifar10", "~model@models.resnet44"]).models) == ["resnet20", "resnet32"]
+    assert list(compose_benchmark(["experiment=benchmark_cifar10", "~model@models.resnet44"]).models) == ["resnet20", "resnet32"]
 
 
 def test_an_experiment_of_one_network_is_a_benchmark_of_one():
-    config = benchmark.compose_benchmark(["experiment=paper000_table1"])
+    config = compose_benchmark(["experiment=paper000_table1"])
     assert list(config.models) == ["model"] and "model" not in config and config.models.model.teacher.depth == 20
-    assert list(benchmark.compose_benchmark(["model=resnet20", "data=cifar10"]).models) == ["resnet20"]
+    assert list(compose_benchmark(["model=resnet20", "data=cifar10"]).models) == ["resnet20"]
 
 
 @pytest.mark.parametrize("name", ["benchmark_cifar10", "benchmark_imagenet"])

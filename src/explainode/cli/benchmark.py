@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import io
 import json
-import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from explainode.cli.compose import compose, plain
+from explainode.cli.compose import plain
 from explainode.cli.heartbeat import Heartbeat
 from explainode.cli.help import verb_help
+from explainode.cli.missing import Missing, read_missing, write_missing
 from explainode.cli.registry import check_parameters
+from explainode.cli.subjects import PARTIAL, check_weights, compose_benchmark, digest, run_folders, trained_networks
 from explainode.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,37 +35,7 @@ EXAMPLES = (
     "explainode benchmark ... run_dir=runs/benchmark/nets                  # again, after an interruption or with more explainers: goes on",
     "explainode benchmark --config-dir my_conf 'allow_targets=[my_nets]' 'models=[mine]' ...  # a network of your own: docs/benchmark.md",
 )
-MISSING = "missing.csv"
-MISSING_COLUMNS = ("model", "explainer", "metric", "kind", "reason")
 ANNOTATIONS = ("mask", "fixation_map", "fixation_points")  # of a batch, where the data has them
-PARTIAL = (
-    "root",
-    "verify",
-    "download",
-    "batch_size",
-    "num_workers",
-    "seed",
-    "augment",
-)  # of data: they do not decide which pictures are in it
-
-
-@dataclass(frozen=True)
-class Missing:
-    """What could not be measured, and why: of one cell, or of a metric on this data (then model and explainer are empty).
-
-    Attributes:
-        kind: "refused" (the method or the metric says that it does not apply) or "failed" (an exception that nobody expected).
-    """
-
-    model: str
-    explainer: str
-    metric: str
-    kind: str
-    reason: str
-
-    def __str__(self) -> str:
-        subject = " x ".join(name for name in (self.model, self.explainer, self.metric) if name)
-        return f"{subject} is missing: {self.reason}"
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -105,150 +73,6 @@ def run(arguments: Sequence[str]) -> int:
     if bench.faults:
         raise bench.faults[0]
     return 0
-
-
-# ---- what the words mean
-
-
-def compose_benchmark(arguments: Sequence[str]) -> DictConfig:
-    """The configuration of the words: `models=` as entries of the group model, and the data of the first run where no data is chosen.
-
-    Raises:
-        UserError: if there is no network or no data, or a setting is unknown.
-    """
-    from omegaconf import open_dict
-
-    words = with_models(arguments)
-    named = any(word.startswith("data=") for word in words)
-    late = [] if named else [word for word in words if word.startswith("data.")]  # of data that may be a run's: composed once we know
-    config = compose("benchmark", [word for word in words if word not in late])
-    if not config.models and not config.runs and config.get("model") is None:
-        raise UserError(
-            "there is no network to benchmark; name trained runs (runs=[runs/demo]), or networks and their weights "
-            "('models=[resnet20,resnet32]' models.resnet20.weights=PATH ...; explainode list model)"
-        )
-    if config.get("data") is not None:
-        config = compose("benchmark", words) if late else config
-    elif config.runs:
-        from explainode.cli.evaluate import change_settings
-
-        data = _data_of(_runs(config))
-        with open_dict(config):
-            config.data = data
-        config = change_settings(config, late)
-    else:
-        raise UserError(
-            "there is no data to explain; choose some with data=... (explainode list data), such as data=cifar10 data.root=PATH"
-        )
-    if config.get("model") is not None:
-        name = next((word.partition("=")[2] for word in words if word.startswith("model=")), "model")
-        with open_dict(config):
-            config.models[name] = config.pop("model")
-    return config
-
-
-def with_models(words: Sequence[str]) -> list[str]:
-    """The words with `models=[a,b]` or `models={mine:a,other:b}` as Hydra's choices of the group model, in the place of an experiment's.
-
-    Raises:
-        UserError: if the value is neither, or a name cannot be one.
-    """
-    chosen: dict[str, str] | None = None
-    rest = []
-    for word in words:
-        key, equals, value = word.partition("=")
-        if key == "models" and equals:
-            chosen = _choices(word, value)
-        else:
-            rest.append(word)
-    if chosen is None:
-        return rest
-    known: list[str] = []
-    if any(word.startswith("experiment=") for word in rest):
-        known = list(compose("benchmark", [word for word in rest if word.startswith(("experiment=", "allow_targets="))]).models)
-    dropped = [f"~model@models.{name}" for name in known if name not in chosen]
-    return [*dropped, *(f"{'' if name in known else '+'}model@models.{name}={entry}" for name, entry in chosen.items()), *rest]
-
-
-def _choices(word: str, value: str) -> dict[str, str]:
-    """{name: entry of conf/model} of the value of `models=`."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    try:
-        parsed = OverridesParser.create().parse_override(f"models={value}").value()
-    except HydraException as error:
-        raise UserError(f"cannot read {word!r}: write 'models=[resnet20,resnet32]' or 'models={{mine:resnet20,other:resnet20}}'") from error
-    listed = parsed if isinstance(parsed, list) else [parsed]
-    found = {str(k): str(v) for k, v in parsed.items()} if isinstance(parsed, dict) else {str(v): str(v) for v in listed}
-    for name in found:
-        if not re.fullmatch(r"[A-Za-z_]\w*", name):
-            raise UserError(f"a network cannot be called {name!r}: names have letters, digits and _, as in 'models={{mine:resnet20}}'")
-    if len(found) < len(listed):
-        raise UserError(f"{word} names a network twice; give each its own name: 'models={{mine:resnet20,other:resnet20}}'")
-    return found
-
-
-def _runs(config: DictConfig) -> dict[str, Path]:
-    """The run directories by the name that they have in tables: the folder's, with its parent's where two are alike.
-
-    Raises:
-        UserError: if two have one name.
-    """
-    folders = [Path(str(run)) for run in ([config.runs] if isinstance(config.runs, str) else config.runs)]
-    labels = [folder.resolve().name for folder in folders]
-    if len(set(labels)) < len(labels):
-        labels = ["/".join(folder.resolve().parts[-2:]) for folder in folders]
-    if len(set(labels)) < len(labels):
-        raise UserError(f"the runs need different names, got {', '.join(map(str, folders))}")
-    return dict(zip(labels, folders, strict=True))
-
-
-def _data_of(runs: Mapping[str, Path]) -> dict[str, Any]:
-    """The settings of the data that the runs were trained on.
-
-    Raises:
-        UserError: if they differ.
-    """
-    from explainode.cli.build import run_config
-
-    trained = {name: run_config(folder).get("data") for name, folder in runs.items()}
-    first = next(iter(trained))
-    found = trained[first]
-    if not found:
-        raise UserError(f"{runs[first]} does not say what data it was trained on; choose some with data=...")
-    for name, data in trained.items():
-        differing = [key for key in {**found, **(data or {})} if key not in PARTIAL[1:] and (data or {}).get(key) != found.get(key)]
-        if differing:
-            raise UserError(
-                f"{first} and {name} were trained on different data (data.{differing[0]}); choose what to explain with data=..."
-            )
-    return found
-
-
-def check_weights(models: Mapping[str, Any]) -> None:
-    """Refuse networks that could be filled with weights and are not.
-
-    Raises:
-        UserError: naming the setting.
-    """
-
-    def found(node: Any) -> list[Any]:
-        if not isinstance(node, Mapping):
-            return []
-        own = [node["weights"]] if "weights" in node else []
-        return own + [value for key, inner in node.items() if key != "weights" for value in found(inner)]
-
-    for name, model in models.items():
-        places = found(model)
-        if places and all(place is None for place in places):
-            raise UserError(
-                f"models.{name} has no weights, and a network with random ones has nothing to explain: add models.{name}.weights=PATH, "
-                f"or leave it out ('~model@models.{name}')"
-            )
-
-
-# ---- the work
 
 
 class Benchmark:
@@ -301,11 +125,11 @@ class Benchmark:
         check_weights(models)
         networks = {name: build_network(model).eval() for name, model in models.items()}
         facts = {name: without_weights(model) for name, model in models.items()}
-        for label, folder in _runs(config).items():
-            for variant, (model, network) in _trained(folder).items():
+        for label, folder in run_folders(config).items():
+            for variant, (model, network) in trained_networks(folder).items():
                 networks[f"{label}/{variant}"], facts[f"{label}/{variant}"] = network, without_weights(model)
         for name, network in networks.items():
-            facts[name]["weights"] = f"sha256 {_digest([*network.named_parameters(), *network.named_buffers()])}"
+            facts[name]["weights"] = f"sha256 {digest([*network.named_parameters(), *network.named_buffers()])}"
         return cls(settings, networks, facts, data)
 
     def _look_at_data(self) -> str:
@@ -327,7 +151,7 @@ class Benchmark:
                 yield from (("box", box) for box in batch.boxes or ())
                 yield from ((key, known) for key in ANNOTATIONS if (known := getattr(batch, key)) is not None)
 
-        content = _digest(tensors())
+        content = digest(tensors())
         self.data.check_skipped()
         self.missing += [Missing("", "", name, "refused", reason) for name, reason in reasons.items()]
         self.metrics = {name: metric for name, metric in self.metrics.items() if name not in reasons}
@@ -341,7 +165,7 @@ class Benchmark:
         evaluation = self.evaluation
         learning = {name: {"fit_images": evaluation["fit_images"]} for name, explainer in self.explainers.items() if explainer.learns}
         common = {key: evaluation[key] for key in ("split", "noise", "seed", "only_correct", "panel")}
-        chosen = _digest([("indices", _as_tensor(self.indices))])
+        chosen = digest([("indices", _as_tensor(self.indices))])
         facts = {
             "evaluation": common | {"images": f"{len(self.indices)} images ({chosen})"},
             "data": {key: value for key, value in self.settings["data"].items() if key not in PARTIAL} | {CONTENT: content},
@@ -399,14 +223,14 @@ class Benchmark:
 
         def note(_: str, metric: str, error: Exception) -> None:
             failed.append(metric)
-            self._note(Missing(model, explainer, metric, *_kind(error)), error)
+            self._note(Missing.because(error, model, explainer, metric), error)
 
         grid.start(key)
         found = None
         try:
             found = self._evaluate(key, {name: self.metrics[name] for name in names}, self.indices, self.panel, grid, note, kept)
         except Exception as error:  # the other cells go on; it is listed, and raised at the end unless it is the user's
-            self._note(Missing(model, explainer, "", *_kind(error)), error)
+            self._note(Missing.because(error, model, explainer), error)
         self.data.check_skipped()
         measured = [name for name in names if name not in failed]
         if found is None or not measured:
@@ -514,31 +338,14 @@ class Benchmark:
 
     def _write_missing(self) -> list[Missing]:
         """`missing.csv`: what is missing now, and what earlier commands found missing in cells that this one does not ask for."""
-        from explainode.report.files import replace_file
-
-        path = self.folder.path / MISSING
-        earlier: list[Missing] = []
-        if path.is_file():
-            with open(path, encoding="utf-8", newline="") as file:
-                earlier = [Missing(**row) for row in csv.DictReader(file)]
+        names = (self.networks, self.explainers, self.settings["metric"])
 
         def asked(missing: Missing) -> bool:
-            metrics = self.settings["metric"]
-            return (
-                (not missing.model or missing.model in self.networks)
-                and (not missing.explainer or missing.explainer in self.explainers)
-                and (not missing.metric or missing.metric in metrics)
-            )
+            subject = (missing.model, missing.explainer, missing.metric)
+            return all(not name or name in known for name, known in zip(subject, names, strict=True))
 
-        rows = [*(missing for missing in earlier if not asked(missing)), *self.missing]
-        if rows:
-            text = io.StringIO()
-            writer = csv.writer(text, lineterminator="\n")
-            writer.writerow(MISSING_COLUMNS)
-            writer.writerows([getattr(missing, column) for column in MISSING_COLUMNS] for missing in rows)
-            replace_file(path, text.getvalue().encode())
-        else:
-            path.unlink(missing_ok=True)
+        rows = [*(missing for missing in read_missing(self.folder.path) if not asked(missing)), *self.missing]
+        write_missing(self.folder.path, rows)
         return rows
 
 
@@ -546,28 +353,6 @@ def _check_folder(path: Path) -> None:
     """Refuse a folder in which another verb left its results."""
     if (path / "metrics.csv").is_file() and not (path / "cells").is_dir():
         raise UserError(f"{path} holds another run; name another folder with run_dir=...")
-
-
-def _trained(folder: Path) -> dict[str, tuple[dict[str, Any], Any]]:
-    """The settings and the network of each variant of a run, with its newest checkpoint."""
-    from explainode.cli.build import run_config
-    from explainode.cli.evaluate import chosen_variants, run_networks
-
-    trained = run_config(folder)
-    if not trained.get("model"):
-        raise UserError(f"{folder} is no run of explainode train (its config.yaml names no model); name one that was trained")
-    asked = trained | {"run": str(folder), "checkpoint": None, "variant": "model", "trained_as": trained.get("variant")}
-    networks = run_networks(asked)
-    return {name: (model, networks[name]) for name, (model, _) in chosen_variants(asked).items()}
-
-
-def _kind(error: Exception) -> tuple[str, str]:
-    """ "refused" and the sentence of a user error, else "failed" and the exception's type and message, in one line."""
-    from explainode.cli.main import user_error
-
-    user = user_error(error)
-    text = " ".join((str(user) if user is not None else f"{type(error).__name__}: {error}").split())
-    return ("failed" if user is None else "refused"), text
 
 
 def _listed(value: Any) -> list[Any]:
@@ -583,14 +368,3 @@ def _as_tensor(numbers: Sequence[int]) -> torch.Tensor:
     import torch
 
     return torch.tensor(numbers, dtype=torch.int64)
-
-
-def _digest(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
-    """16 hex digits of the sha256 of named tensors: their names, types, shapes and bytes."""
-    import torch
-
-    digest = hashlib.sha256()
-    for name, tensor in tensors:
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
