@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from matplotlib.mathtext import MathTextParser
@@ -144,6 +145,18 @@ def test_tables_are_written_beside_the_report(results: Results, tmp_path: Path) 
     assert (folder.path / "table.md").read_text().count("deletion ↓") == 6
     assert "[" not in (folder.path / "table.md").read_text().splitlines()[2]
     assert r"\toprule" in (folder.path / "table.tex").read_text()
+
+
+def test_diagrams_are_files_of_their_own(results: Results, tmp_path: Path) -> None:
+    folder = RunDirectory(tmp_path)
+    written = [path for path in write_tables(folder, final(results)) if path.suffix == ".svg"]
+    assert {path.name for path in written} == {
+        f"ranks_{model}_{metric}.svg" for model in ("resnet", "sde") for metric in ("deletion", "insertion", "max_sensitivity")
+    }
+    for path in written:
+        root = ElementTree.parse(path).getroot()
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        assert "var(" not in path.read_text() and "gradcam" in "".join(root.itertext())
 
 
 def test_parquet_holds_the_values_per_image(results: Results, tmp_path: Path) -> None:

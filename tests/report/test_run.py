@@ -113,6 +113,24 @@ def test_values_belong_to_the_rows_that_final_picks(tmp_path: Path) -> None:
     assert [float(m.attribution.max()) for m in read.maps] == pytest.approx([0.1], rel=1e-3)
 
 
+def test_an_earlier_epoch_can_be_read(tmp_path: Path, make_results: Build) -> None:
+    early = make_results(images=2, side=16, n=8, epochs=1, models=("a", "b"))
+    late = make_results(images=2, side=16, n=8, epochs=1, models=("a", "b"))
+    late.rows = [replace(row, epoch=5) for row in late.rows]
+    late.maps = [replace(maps, epoch=5) for maps in late.maps]
+    late.per_image = {key: {i: v + 1 for i, v in values.items()} for key, values in late.per_image.items()}
+    run = RunDirectory(tmp_path)
+    run.write_results(early)
+    run.write_results(late)
+    read = run.read_results({"a": (0, "val"), "b": (5, "val")})
+    assert {(row.model, row.epoch) for row in read.rows} == {("a", 0), ("b", 5)}
+    assert read.per_image["a", "ig", "deletion"] == early.per_image["a", "ig", "deletion"]
+    assert read.per_image["b", "ig", "deletion"] == late.per_image["b", "ig", "deletion"]
+    assert {(maps.model, maps.epoch) for maps in read.maps} == {("a", 0), ("b", 5)}
+    assert set(read.curves) == set(early.curves)
+    assert run.read_results({"a": (7, "val")}).rows == []
+
+
 def test_names_with_slashes_and_tags_become_files(tmp_path: Path) -> None:
     model = "run/../<img onerror=x>"
     run = RunDirectory(tmp_path)

@@ -11,7 +11,9 @@ from explainode.metrics.results import Results, Row
 from explainode.report.board import is_control
 from explainode.report.comparisons import final_rows, is_primary, model_names
 from explainode.report.files import replace_file
-from explainode.report.run import RunDirectory, final
+from explainode.report.rank_figure import rank_figure, standalone
+from explainode.report.run import RunDirectory, file_part, final
+from explainode.report.standing import standing
 from explainode.report.tables import best_keys, results_to_markdown
 from explainode.report.wording import percent, plus_minus
 
@@ -24,12 +26,18 @@ ARROWS = {True: r" $\uparrow$", False: r" $\downarrow$", None: ""}
 
 
 def write_tables(folder: RunDirectory, results: Results) -> list[Path]:
-    """`table.md` and `table.tex` of the last measurements; `per_image.parquet` beside per_image.csv where pyarrow is installed.
+    """`table.md` and `table.tex` of the last measurements, `figures/ranks_<model>_<metric>.svg` where explainers are ranked, and
+    `per_image.parquet` beside per_image.csv where pyarrow is installed.
 
     Raises:
         UserError: if a file cannot be written.
     """
     written = {"table.md": results_to_markdown(results), "table.tex": results_to_latex(results, folder.path.resolve().name)}
+    for model in model_names(results):
+        found = standing(results, model)
+        for metric, ranks in ({} if found is None else found.ranks).items():
+            figure = rank_figure(ranks, f"{metric} of {model}")
+            written[f"figures/ranks_{file_part(model)}_{file_part(metric)}.svg"] = standalone(figure)
     for name, text in written.items():
         replace_file(folder.path / name, text.encode())
     paths = [folder.path / name for name in written]

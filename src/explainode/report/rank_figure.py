@@ -15,6 +15,20 @@ LONGEST, CHARACTER = 28, 7.2  # characters of a name, whose whole is its title, 
 AXIS = 44  # the axis's height above which the critical difference is drawn
 
 
+STYLE = """
+.ranks { font: 12.5px Helvetica, Arial, sans-serif; color: #171b23; } text { fill: #171b23; } path { fill: none; }
+.tick { fill: #5b6472; font-size: 11px; } text .control { fill: #5b6472; font-style: italic; }
+.rule { stroke: #171b23; } .lead-line { stroke: #5b6472; stroke-width: .8; } .lead-line.control { stroke-dasharray: 2 2; }
+.clique { stroke: #0b5cad; stroke-width: 4; stroke-linecap: round; }
+"""  # what report.css says of the diagram on the page, in its light colors
+
+
+def standalone(figure: Markup) -> str:
+    """The diagram as a file of its own, for a paper."""
+    opening, _, rest = figure.partition(">")
+    return f"{opening.replace('<svg', '<svg xmlns=' + chr(34) + 'http://www.w3.org/2000/svg' + chr(34), 1)}>{tag('style', Markup(STYLE))}{rest}\n"
+
+
 def rank_figure(ranks: Ranks, title: str) -> Markup:
     """SVG: the best mean rank at the left. Controls are in italics; the bar above the axis is Nemenyi's critical difference.
 

@@ -218,7 +218,7 @@ class RunDirectory:
         return sorted(maps, key=lambda m: order.get(m.explainer, len(order)))
 
     def _map_path(self, maps: Maps, split: str) -> Path:
-        name = f"{_map_prefix(maps.epoch, split, maps.model)}{_safe(maps.explainer)}.npz"
+        name = f"{_map_prefix(maps.epoch, split, maps.model)}{file_part(maps.explainer)}.npz"
         if len(name) > 200:
             raise UserError(f"the names {maps.model!r} and {maps.explainer!r} are too long for a file name; choose shorter ones")
         return self.path / "explanations" / name
@@ -256,10 +256,10 @@ class RunDirectory:
 
 
 def _map_prefix(epoch: int, split: str, model: str) -> str:
-    return f"epoch={epoch:03d}__split={_safe(split)}__model={_safe(model)}__explainer="
+    return f"epoch={epoch:03d}__split={file_part(split)}__model={file_part(model)}__explainer="
 
 
-def _safe(name: str) -> str:
+def file_part(name: str) -> str:
     """A name as a part of a file name."""
     return quote(name, safe=" =+@")
 
