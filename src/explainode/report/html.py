@@ -67,7 +67,10 @@ def render(config: dict[str, Any], versions: dict[str, Any], results: Results, c
     facts = _facts(results, versions, run_name)
     header = tag("header", tag("p", "explainode report", class_="brand"), tag("h1", title), tag("p", facts, class_="facts"), class_="page")
     main = tag("main", [tag("section", tag("h2", name), content, id=key) for key, name, content in shown])
-    foot = "This file loads nothing. Beside it: metrics.csv and per_image.csv with every number, table.md, table.tex and figures/ for papers, explanations/ with the raw maps."
+    foot = (
+        "This file loads nothing. Beside it: metrics.csv and per_image.csv with every number, table.md, table.tex and figures/ for papers, "
+        "explanations/ with the raw maps."
+    )
     style = Markup(files("explainode.report").joinpath("report.css").read_text(encoding="utf-8"))
     head = tag(
         "head",
