@@ -570,6 +570,21 @@ def test_only_correct_images_are_measured_and_accuracy_stays_fair(cli):
         assert (rows[name].value, rows[name].n) == (pytest.approx(np.mean([right[seed][k] for k in spaced])), 30)
 
 
+def test_evaluate_measures_only_correct_images_too(cli, tmp_path):
+    words_of_one = ["model=six_block", "model.width=8", "model.blocks=1", f"model.weights={tmp_path}/one.pt", *SMALL, *EVALUATION]
+    more = ["explainer=[saliency]", "metric=[smoothness]", "evaluation.only_correct=true", "data.test_size=200", "evaluation.images=10"]
+    assert door.main(["evaluate", *words_of_one, *more, "run_dir=run"]) == 0
+    found = RunDirectory("run").read_results()
+    data = explainode.get("data/shapes", size=16, train_size=8, val_size=8, test_size=200)
+    batch = next(iter(data.batches("test", range(200), 200)))
+    with torch.no_grad():
+        right = (network(0)(batch.image).argmax(1) == batch.label).tolist()
+    measured = sorted(found.per_image["model", "saliency", "smoothness.total_variation"])
+    assert len(measured) == 10 and all(right[k] for k in measured)
+    accuracy = next(row for row in found.rows if row.metric == "accuracy")
+    assert accuracy.value == pytest.approx(np.mean([right[k] for k in range(0, 200, 20)])) and accuracy.value < 1
+
+
 # ---- trained runs
 
 
@@ -645,6 +660,11 @@ def test_remaining_time_follows_from_the_finished_cells(monkeypatch):
     assert shown.remaining() is None and shown.line() == "0 of 4 cells"
     for key, seconds in ((("a", "quick"), 2.0), (("a", "slow"), 10.0)):
         shown.start(key)
+        if key[1] == "quick":
+            clock[0] += 1
+            shown("quick", 10, 40)
+            assert shown.remaining() == 3 + 3 * 4, "nothing is finished: all cells like the running one, at its pace"
+            clock[0] -= 1
         clock[0] += seconds
         assert shown.finish("done") == seconds
     assert shown.remaining() == 12, "each explainer as long as on the other network"

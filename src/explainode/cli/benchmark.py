@@ -303,14 +303,14 @@ class Benchmark:
         rank = {name: k for k, name in enumerate(self.networks)}, {name: k for k, name in enumerate(config["explainer"])}
         order = sorted(cells.parts, key=lambda key: tuple(place.get(name, len(place)) for place, name in zip(rank, key, strict=True)))
         merged, seen = Results(), set()
-        for key in order:
-            found = cells.read(*key)
-            rows = [row for row in found.rows if (row.model, row.explainer, row.metric) not in seen]  # each cell has its network's accuracy
-            seen |= {(row.model, row.explainer, row.metric) for row in rows}
-            merged.extend(replace(found, rows=rows, maps=[]))
-        everything = self._write_missing()
-        merged.warnings += [str(missing) for missing in everything]
-        write_tables(self.folder, merged)
+        with Heartbeat("putting the cells together"):
+            for key in order:
+                found = cells.read(*key)
+                rows = [row for row in found.rows if (row.model, row.explainer, row.metric) not in seen]  # a network's accuracy is in each
+                seen |= {(row.model, row.explainer, row.metric) for row in rows}
+                merged.extend(replace(found, rows=rows, maps=[]))
+            merged.warnings += [str(missing) for missing in self._write_missing()]
+            write_tables(self.folder, merged)
         self._write_maps(cells, order, merged, draw)
 
     def _write_maps(self, cells: Cells, order: list[tuple[str, str]], merged: Results, draw: bool) -> None:

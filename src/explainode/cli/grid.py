@@ -64,22 +64,21 @@ class Grid:
     # ---- what is said of it
 
     def remaining(self) -> float | None:
-        """Seconds that the other cells will probably take: as long as the same explainer took on other networks, else as long as the finished
-        cells took on average. None before anything is finished."""
-        finished = {key: cell.seconds for key, cell in self.cells.items() if cell.state in ("done", "kept")}
-        if not finished:
+        """Seconds that the other cells will probably take: as long as the same explainer took on other networks, else as long as a cell took on
+        average; the running cell counts at its own pace once it has images behind it. None before anything is known."""
+        known = {key: cell.seconds for key, cell in self.cells.items() if cell.state in ("done", "kept")}
+        elapsed, (done, total) = time.monotonic() - self._started, self._images
+        if self.running is not None and done:
+            known[self.running] = elapsed * total / done
+        if not known:
             return None
 
         def expected(key: Key) -> float:
-            same = [seconds for (_, explainer), seconds in finished.items() if explainer == key[1]]
-            known = same or list(finished.values())
-            return sum(known) / len(known)
+            same = [seconds for (_, explainer), seconds in known.items() if explainer == key[1]]
+            return known.get(key) or sum(same or known.values()) / len(same or known)
 
         waiting = sum(expected(key) for key, cell in self.cells.items() if cell.state == "waiting")
-        if self.running is None:
-            return waiting
-        elapsed, (done, total) = time.monotonic() - self._started, self._images
-        return waiting + (elapsed * (total - done) / done if done else max(0.0, expected(self.running) - elapsed))
+        return waiting + (0 if self.running is None else max(0.0, expected(self.running) - elapsed))
 
     def line(self) -> str:
         """Where we are, in a line."""
