@@ -95,7 +95,7 @@ def train_in_own_process(folder: Path, overrides: Sequence[str], config_folders:
         UserError: if it fails; what it said stands above.
     """
     folders = [word for place in config_folders for word in ("--config-dir", str(place))]
-    own = [f"run_dir={folder}", f"hydra.run.dir={folder}"]
+    own = [f'run_dir="{folder}"', f'hydra.run.dir="{folder}"']  # a point's directory may be named after its settings
     words = [sys.executable, "-m", "explainode", *folders, "train", *overrides, *own]
     environment = {key: value for key, value in os.environ.items() if key not in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE")}
     status = subprocess.run(words, env=environment, check=False).returncode

@@ -128,7 +128,10 @@ class _Points:
         except Exception as error:
             self.failure = error
         if self.sweeps and (self.failure or self.left):
-            note_failure(folder, self.failure or UserError("it was stopped before its end"))
+            why = self.failure or UserError("it was stopped before its end")
+            note_failure(folder, why)
+            if self.launcher != "basic":  # into the log of this process; who started the sweep lists all at its end
+                print(f"explainode: {why}", file=sys.stderr)
             self.failure = None
 
     def _make_room(self, left: TrainingPreempted, folder: Path) -> None:
