@@ -158,6 +158,17 @@ def test_what_cannot_be_ranked_is_named(planted: Results) -> None:
     assert "Not ranked: insertion: no number for each image; deletion without c (too few numbers)." in ranks_section([found], ["net"])
 
 
+def test_the_models_of_a_sweep_are_folded_not_cut(planted: Results) -> None:
+    found = standing(planted, "net")
+    assert found is not None
+    models = [f"m{k}" for k in range(7)]
+    for section in (ranks_section, lambda many, names: agreement_section(many, None, names)):
+        text = section([replace(found, model=model) for model in models], models)
+        assert "<summary>4 more</summary>" in text or "<summary>1 more</summary>" in text
+        assert all(f"</span>{model}" in text for model in models)
+        assert text.count("<details") == text.count("</details>")
+
+
 def test_the_diagram_is_to_scale(planted: Results) -> None:
     found = standing(planted, "net")
     assert found is not None

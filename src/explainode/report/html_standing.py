@@ -18,7 +18,7 @@ from explainode.report.rank_figure import rank_figure
 from explainode.report.standing import Standing, disagreement_sentence, leaders, metric_agreement, rank_stability, standing_sentence
 from explainode.report.wording import arrow, correlation, enumerate_words, interval, number, p_phrase, percent
 
-FEW_MODELS = 3  # whose first diagram stands open
+FEW_MODELS = 3  # that stand open
 RANKS_NOTE = (
     "Rank 1 is the best explainer on an image; the axis shows its mean rank over the images that all have a value for, controls in italics. "
     "A bar joins neighbors of which no two are told apart: paired sign-flip tests of the values, Holm’s correction over all pairs, 5 % level. "
@@ -32,8 +32,15 @@ AGREEMENT_NOTE = (
 
 def ranks_section(standings: Sequence[Standing], models: Sequence[str]) -> Markup:
     """For each model a sentence, the diagram of the first metric, and the others folded away with the table of mean ranks."""
-    parts = [_of_model(models, found.model, _ranks_of(found, len(standings) <= FEW_MODELS)) for found in standings if found.ranks]
-    return join(tag("p", RANKS_NOTE, class_="note"), parts) if parts else Markup("")
+    parts = [_of_model(models, found.model, _ranks_of(found)) for found in standings if found.ranks]
+    return join(tag("p", RANKS_NOTE, class_="note"), _first_few(parts)) if parts else Markup("")
+
+
+def _first_few(parts: Sequence[Markup], few: int = FEW_MODELS) -> Markup:
+    """What is said of each model: the first ones open, the others, as of a sweep, in one fold."""
+    if len(parts) <= few:
+        return join(list(parts))
+    return join(list(parts[:few]), _folded(join(list(parts[few:])), f"{len(parts) - few} more"))
 
 
 def _of_model(models: Sequence[str], model: str, *content: object) -> Markup:
@@ -41,12 +48,11 @@ def _of_model(models: Sequence[str], model: str, *content: object) -> Markup:
     return join(tag("h3", model_dot(models, model), model) if len(models) > 1 else "", *content)
 
 
-def _ranks_of(found: Standing, first_open: bool) -> Markup:
+def _ranks_of(found: Standing) -> Markup:
     diagrams = [_diagram(found, metric, ranks) for metric, ranks in found.ranks.items()]
-    shown, rest = (diagrams[:1], diagrams[1:]) if first_open else ([], diagrams)
-    title = f"{len(rest)} {'further ' * first_open}diagram{'s' * (len(rest) > 1)}"
-    more = _folded(join(rest), title) if rest else ""
-    return join(tag("p", standing_sentence(found), class_="finding"), shown, more, _mean_ranks(found), _left_out(found))
+    rest = diagrams[1:]
+    more = _folded(join(rest), f"{len(rest)} further diagram{'s' * (len(rest) > 1)}") if rest else ""
+    return join(tag("p", standing_sentence(found), class_="finding"), diagrams[0], more, _mean_ranks(found), _left_out(found))
 
 
 def _diagram(found: Standing, metric: str, ranks: Ranks) -> Markup:
@@ -115,7 +121,7 @@ def prior_section(results: Results, models: Sequence[str]) -> Markup:
     signs = {"better": "ahead", "worse": "behind", "undecided": "undecided at 5 % after Holm’s correction within the metric"}
     legend = [join(tag("span", SIGNS[key], class_=f"sign {key}"), f" {word}  ") for key, word in signs.items()]
     note = "The centre prior is one bump in the middle of every picture; it has never seen the network. "
-    return join(tag("p", note, legend, class_="note"), parts)
+    return join(tag("p", note, legend, class_="note"), _first_few(parts))
 
 
 def _prior_sentence(comparisons: Sequence[Comparison]) -> str:
@@ -198,14 +204,14 @@ def agreement_section(standings: Sequence[Standing], board: Board | None, models
             )
     parts = []
     if metrics:
-        parts.append(join(tag("h3", "Which metrics disagree"), tag("p", AGREEMENT_NOTE, class_="note"), metrics))
+        parts.append(join(tag("h3", "Which metrics disagree"), tag("p", AGREEMENT_NOTE, class_="note"), _first_few(metrics)))
     if settings:
         note = "The same metric under other settings, such as what replaces a pixel. A ranking that turns round says as much of the setting as of the maps."
-        parts.append(join(tag("h3", "Rank stability"), tag("p", note, class_="note"), settings))
+        parts.append(join(tag("h3", "Rank stability"), tag("p", note, class_="note"), _first_few(settings, 2 * FEW_MODELS)))
     if maps:
         images = 0 if board is None else len(board)
         note = f"Spearman’s rank correlation of the maps’ block means (28 × 28 at most), averaged over the {images} images whose maps were kept."
-        parts.append(join(tag("h3", "Agreement between maps"), tag("p", note, class_="note"), maps))
+        parts.append(join(tag("h3", "Agreement between maps"), tag("p", note, class_="note"), _first_few(maps)))
     return join(parts)
 
 
