@@ -2,11 +2,13 @@
 
 import csv
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -37,10 +39,21 @@ EVALUATION = ["evaluation.images=12", "evaluation.batch_size=5", "evaluation.pan
 GRID = ["explainer=[saliency,input_x_gradient,random_map]", "metric=[deletion_fast,smoothness]"]
 
 
+@cache
+def pictures_of(split):
+    data = explainode.get("data/shapes", size=16, train_size=8, val_size=64, test_size=200)
+    return next(iter(data.batches(split, range(len(data.dataset(split))), 200)))
+
+
+@cache
 def network(seed):
+    """A network whose answers differ from picture to picture: its logits are centered on pictures that no test measures."""
     torch.manual_seed(seed)
     net = explainode.get("model/six_block", width=8, blocks=1, num_classes=8).eval()
-    net.linear.weight.data *= 20
+    with torch.no_grad():
+        net.linear.weight *= 50
+        logits = net(pictures_of("val").image)
+        net.linear.bias -= logits.mean(0)
     return net
 
 
@@ -280,6 +293,31 @@ def test_an_interrupted_benchmark_goes_on_and_equals_an_unbroken_one(cli, evalua
     evaluations.calls.clear()
     assert cli(*GRID, "run_dir=broken")[0] == 0
     assert evaluations.calls == [] and contents("broken") == contents("whole")
+
+
+def test_a_termination_is_an_interruption(cli, monkeypatch):
+    calls, before = [], signal.getsignal(signal.SIGTERM)
+
+    def terminated(*arguments, **options):
+        calls.append(options["name"])
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        return evaluate(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("explainode.evaluation.evaluate", terminated)
+        status, _, err = cli("explainer=[saliency]", "metric=[smoothness]", "run_dir=run")
+    assert status == 130 and "interrupted" in err and signal.getsignal(signal.SIGTERM) is before
+    assert {row.model for row in RunDirectory("run").read_results().rows} == {"one"}
+    assert cli("explainer=[saliency]", "metric=[smoothness]", "run_dir=run")[0] == 0
+
+
+def test_other_networks_mean_other_correct_images(cli, tmp_path):
+    more = ["explainer=[saliency]", "metric=[smoothness]", "evaluation.only_correct=true", "data.test_size=200", "run_dir=run"]
+    assert cli(*more)[0] == 0
+    status, _, err = cli(*more, base=words(tmp_path, names=("two",)))
+    assert status == 2 and "(with only_correct=true other networks mean other images)" in err
 
 
 @pytest.mark.slow
@@ -553,8 +591,7 @@ def test_only_correct_images_are_measured_and_accuracy_stays_fair(cli):
     more = ["explainer=[saliency]", "metric=[smoothness]", "evaluation.only_correct=true", "data.test_size=200", "evaluation.images=30"]
     assert cli(*more, "run_dir=run")[0] == 0
     found = RunDirectory("run").read_results()
-    data = explainode.get("data/shapes", size=16, train_size=8, val_size=8, test_size=200)
-    batch = next(iter(data.batches("test", range(200), 200)))
+    batch = pictures_of("test")
     with torch.no_grad():
         right = [(network(seed)(batch.image).argmax(1) == batch.label).tolist() for seed in (0, 1)]
     both = {k for k in range(200) if right[0][k] and right[1][k]}
@@ -564,7 +601,7 @@ def test_only_correct_images_are_measured_and_accuracy_stays_fair(cli):
         and measured <= both
         and len(measured) == min(30, len(both))
     )
-    spaced = data.select_images(200, 30)
+    spaced = [k * 200 // 30 for k in range(30)]
     rows = {row.model: row for row in found.rows if row.metric == "accuracy"}
     for seed, name in enumerate(("one", "two")):
         assert (rows[name].value, rows[name].n) == (pytest.approx(np.mean([right[seed][k] for k in spaced])), 30)
@@ -575,8 +612,7 @@ def test_evaluate_measures_only_correct_images_too(cli, tmp_path):
     more = ["explainer=[saliency]", "metric=[smoothness]", "evaluation.only_correct=true", "data.test_size=200", "evaluation.images=10"]
     assert door.main(["evaluate", *words_of_one, *more, "run_dir=run"]) == 0
     found = RunDirectory("run").read_results()
-    data = explainode.get("data/shapes", size=16, train_size=8, val_size=8, test_size=200)
-    batch = next(iter(data.batches("test", range(200), 200)))
+    batch = pictures_of("test")
     with torch.no_grad():
         right = (network(0)(batch.image).argmax(1) == batch.label).tolist()
     measured = sorted(found.per_image["model", "saliency", "smoothness.total_variation"])

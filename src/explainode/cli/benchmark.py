@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -203,7 +206,7 @@ class Benchmark:
             if not todo[key]:
                 grid.keep(key, cells.seconds(*key))
         try:
-            with grid:
+            with grid, _terminable():
                 for model, network in self.networks.items():
                     batches = -(-len(self.indices) // self.evaluation["batch_size"])
                     kept = SharedResults(batches)
@@ -347,6 +350,23 @@ class Benchmark:
         rows = [*(missing for missing in read_missing(self.folder.path) if not asked(missing)), *self.missing]
         write_missing(self.folder.path, rows)
         return rows
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Context: SIGTERM, which schedulers send some time before they kill, interrupts as Ctrl-C does."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # signals belong to the main one
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _check_folder(path: Path) -> None:

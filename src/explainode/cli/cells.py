@@ -148,6 +148,8 @@ class Cells:
                 there, here = part.protocol.shared_with(protocol)
                 if (differences := _differences(there, here)) != []:
                     more = f", and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
+                    if protocol.facts["evaluation"]["only_correct"] and any("evaluation.images is" in text for text in differences):
+                        more += " (with only_correct=true other networks mean other images)"
                     raise UserError(
                         f"{self.path.parent} holds cells of another protocol ({model} x {explainer}: {_hash(there)} there, {_hash(here)} here): "
                         f"{', '.join(differences[:SHOWN])}{more}; use the same settings, or another run_dir=..."
