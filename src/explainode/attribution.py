@@ -155,8 +155,10 @@ def rank_pixels(heatmap: Tensor) -> Tensor:
 
 @dataclass
 class Graph:
-    """Attributes:
-    kept: some method differentiated at `begin_graph(x)`, so that its map is a function of x as far as autograd can tell.
+    """What happened inside `keep_graph`.
+
+    Attributes:
+        kept: some method differentiated at `begin_graph(x)`, so its map is a function of x as far as autograd can tell.
     """
 
     kept: bool = False

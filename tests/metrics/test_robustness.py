@@ -12,8 +12,10 @@ from explainode.attacks.deepfool import DeepFool
 from explainode.attacks.gradient import FGSM, PGD, GuidedPGD
 from explainode.attacks.map_attack import CenterAttack, TargetMapAttack, TopPixelsAttack
 from explainode.attribution import keep_graph
+from explainode.dynamics.noise import Noise, number_noise_blocks
 from explainode.errors import UserError
 from explainode.evaluation import explain
+from explainode.explainers.base import predict
 from explainode.explainers.cam import GradCAM
 from explainode.explainers.gradient import InputXGradient, IntegratedGradients, Saliency
 from explainode.explainers.perturbation import Occlusion
@@ -30,6 +32,18 @@ def measured(metric, explanation):
 
 def as_dict(metric):
     return {result.name: result.value for result in metric.summary(resamples=20)}
+
+
+class Jitter(nn.Module):
+    """A block that adds noise."""
+
+    def __init__(self):
+        super().__init__()
+        self.noise = Noise(0.2)
+
+    def forward(self, x):
+        noise = self.noise(x)
+        return x if noise is None else x + noise
 
 
 def noticing(seen):
@@ -83,18 +97,6 @@ def test_maps_of_a_linear_network_do_not_move(record, pictures):
 
 def test_attack_acts_under_the_records_noise(record, network, pictures):
     """The network that is attacked says what the record says: in all three noise modes."""
-    from explainode.dynamics.noise import Noise, number_noise_blocks
-    from explainode.explainers.base import predict
-
-    class Jitter(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.noise = Noise(0.2)
-
-        def forward(self, x):
-            noise = self.noise(x)
-            return x if noise is None else x + noise
-
     net, x, ids = nn.Sequential(Jitter(), network()), pictures(5, 12), torch.tensor([4, 1, 8, 0, 3])
     number_noise_blocks(net)
     seen = {}
@@ -275,3 +277,21 @@ def test_maps_keep_their_graph_on_request(network, pictures, explainer):
     step = 1e-6
     ahead, behind = ((explainer(net, x + sign * step * along, 1) * weight).sum() for sign in (1, -1))
     assert slope.item() == pytest.approx(((ahead - behind) / (2 * step)).item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("noise", ["path", "mean:2"])
+def test_maps_are_attacked_under_the_records_noise(network, pictures, noise):
+    """A network with noise blocks is one function per image: the same numbers again, in any batch."""
+    net = network(gain=3.0)
+    net.insert(1, Jitter())
+    number_noise_blocks(net)
+    x, ids = pictures(4, 16), torch.tensor([3, 9, 4, 1])
+    metric = MapUnderMapAttack(TopPixelsAttack(steps=3))
+    tables = []
+    for parts in ([slice(0, 4)], [slice(0, 1), slice(1, 4)]):
+        metric.setup(10)
+        for rows in parts:
+            metric.update(explain(Saliency(), net, x[rows], sample_ids=ids[rows], noise=noise, seed=5))
+        tables.append(np.array([row for _, row in sorted(metric.table().items())]))
+    np.testing.assert_allclose(tables[0], tables[1], rtol=1e-4, atol=1e-5)
+    assert (tables[0][:, 4] > 0).all() and np.isfinite(tables[0]).all()
