@@ -140,6 +140,14 @@ def test_a_sweep_is_one_table_of_models_named_by_their_settings(cli: Cli) -> Non
     assert 'id="front"' in page and "On the front" in page
 
 
+def test_a_point_that_was_killed_while_it_trained_is_left_out(cli: Cli) -> None:
+    sweep(Path("x"), {"seed=0": results(0.9), "seed=1": results(0.5, split="val"), "seed=2": results(0.8)})
+    status, out, _ = cli("compare", "x", "-o", "out")
+    assert status == 0
+    assert "seed=1 (point 1) failed and is left out: it was not measured at its end, only on the val split." in out
+    assert {row.model for row in RunDirectory("out").read_results().rows} == {"seed=0", "seed=2"}
+
+
 def test_points_are_named_by_what_differs(cli: Cli) -> None:
     points = {f"model.noise.magnitude={m} seed={s} noise.magnitude=1": results(0.9) for m in (0, 0.1) for s in (0, 1)}
     sweep(Path("x"), points)

@@ -47,6 +47,12 @@ def test_a_clear_difference_is_said_with_its_proof() -> None:
     assert "Caution" not in text
 
 
+def test_the_effect_is_the_difference_in_its_own_spread() -> None:
+    (found,) = compare_models(_two(-0.13))
+    assert found.difference == pytest.approx(-0.13, abs=0.005)
+    assert found.effect == pytest.approx(-13, rel=0.25)  # the differences scatter by 0.01
+
+
 def test_the_other_way_round_it_is_worse() -> None:
     text = verdict(_two(+0.13))
     assert text.startswith("sde: worse max_sensitivity than resnet, ")

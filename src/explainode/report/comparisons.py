@@ -34,7 +34,8 @@ FACTS = ("cost", "completeness_error")  # have a direction, but are no reason to
 class Comparison:
     """One paired test of a subject against a reference over the n images that both have.
 
-    `difference` is subject minus reference with its 95 % bootstrap interval; `p` is the sign-flip test's, `adjusted` Holm's in its family.
+    `difference` is subject minus reference with its 95 % bootstrap interval; `p` is the sign-flip test's, `adjusted` Holm's in its family;
+    `effect` is the difference in standard deviations of the images' differences (Cohen's d_z).
     """
 
     subject: str
@@ -50,6 +51,7 @@ class Comparison:
     adjusted: float
     n: int
     higher_is_better: bool
+    effect: float = float("nan")
 
     @property
     def outcome(self) -> str:
@@ -200,6 +202,7 @@ def _compare(results: Results, subject: Key, reference: Key, higher_is_better: b
         adjusted=float("nan"),
         n=found.n,
         higher_is_better=higher_is_better,
+        effect=found.effect,
     )
 
 

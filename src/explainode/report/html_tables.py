@@ -173,7 +173,8 @@ def _value(line: Line, model: str) -> Markup:
 def _difference(test: Comparison | None) -> Markup:
     if test is None:
         return Markup("")
-    sign = tag("span", f"{SIGNS[test.outcome]} {test.outcome}", class_=f"sign {test.outcome}")
+    effect = "" if math.isnan(test.effect) else f"effect size {number(test.effect)} standard deviations of the images’ differences"
+    sign = tag("span", f"{SIGNS[test.outcome]} {test.outcome}", class_=f"sign {test.outcome}", title=effect or None)
     difference, ends = signed(test.difference, test.low, test.high)
     return join(difference, " ", sign, tag("span", join(ends, ", " if ends else "", p_phrase(test.adjusted)), class_="interval"))
 

@@ -8,7 +8,9 @@ from pathlib import Path
 import yaml
 
 from explainode.errors import UserError
+from explainode.metrics.results import Results
 from explainode.report.merge import Source
+from explainode.report.run import RunDirectory, final
 
 OVERRIDES = Path("hydra/overrides.yaml")
 FAILURE = "failure.txt"  # in the directory of a point that went wrong: why
@@ -35,16 +37,26 @@ def read_sweep(folder: Path) -> Sweep:
     """
     names = _names({point: _overrides(point) for point in _points(folder)})
     points, failed = [], []
-    whole = {point for point in names if (point / "metrics.csv").is_file() and not (point / FAILURE).is_file()}
+    splits = {point: _split(point) for point in names}
     for point, name in names.items():
-        if point in whole:
-            points.append(Source(point, name, short=True))
+        if (point / FAILURE).is_file():
+            reason = (point / FAILURE).read_text(encoding="utf-8").strip()
+        elif splits[point] is None:
+            reason = "it has no results"
+        elif splits[point] != "test" and "test" in splits.values():  # killed while it trained
+            reason = f"it was not measured at its end, only on the {splits[point]} split"
         else:
-            reason = (point / FAILURE).read_text(encoding="utf-8").strip() if (point / FAILURE).is_file() else "it has no results"
-            failed.append(f"{name} (point {point.name}) failed and is left out: {reason.rstrip('.')}.")
+            points.append(Source(point, name, short=True))
+            continue
+        failed.append(f"{name} (point {point.name}) failed and is left out: {reason.rstrip('.')}.")
     if not points:
         raise UserError(f"none of the {len(names)} points of {folder} has results: {failed[0]}")
     return Sweep(points, failed)
+
+
+def _split(point: Path) -> str | None:
+    """The split of a point's last measurement; None where there is none."""
+    return next((row.split for row in final(Results(rows=RunDirectory(point).read_rows())).rows), None)
 
 
 def _points(folder: Path) -> list[Path]:
