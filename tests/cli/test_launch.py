@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from explainode.callbacks.signals import TrainingInterrupted
 from explainode.cli import launch
 from explainode.cli.compose import compose, compose_launcher
 from explainode.cli.main import main
+from explainode.cli.train import _Points
 from explainode.errors import UserError
 
 TINY = ["trainer.max_epochs=1", "trainer.limit_train_batches=1", "trainer.limit_val_batches=1", "data.size=32", "model.width=16"]
@@ -125,6 +127,20 @@ def test_the_first_reason_of_a_failure_is_kept(tmp_path):
     assert launch.failures(tmp_path) == {str(tmp_path / "1"): "no such file", str(tmp_path / "deep/2"): "RuntimeError: x"}
     launch.forget_failures(tmp_path)
     assert launch.failures(tmp_path) == {}
+
+
+def test_a_sweep_over_the_number_of_devices_is_refused_where_it_matters(tmp_path, capsys):
+    points = _Points(sweeps=True, launcher="basic", config_folders=[])
+    points.train(compose("train", ["trainer=ddp_sim", f"output_dir={tmp_path}/1"]))
+    assert "needs a launcher that starts the ranks" in (tmp_path / "1" / "failure.txt").read_text()
+    assert points.status(tmp_path) == 1 and f"{tmp_path}/1: a sweep of runs" in capsys.readouterr().err
+
+
+def test_who_stops_a_point_means_the_sweep(tmp_path):
+    points = _Points(sweeps=True, launcher="basic", config_folders=[])
+    points.left = TrainingInterrupted()
+    points.train(compose("train", [f"output_dir={tmp_path}/1"]))
+    assert not (tmp_path / "1").exists() and points.status(tmp_path) == 130
 
 
 @pytest.mark.slow
