@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import logging
 import os
 import shutil
 import subprocess
 import sys
+import time
+import zipfile
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
 from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 
+from explainode.callbacks.artifacts_wandb import source_zip
+from explainode.callbacks.evaluation_wandb import log_evaluation
 from explainode.callbacks.explanations import ExplanationCallback
-from explainode.callbacks.loggers import logged_in, wandb_logger, wandb_mode
+from explainode.callbacks.loggers import RunLogger, _say_offline, group_of, wandb_logger, wandb_mode
+from explainode.callbacks.wandb_login import logged_in
+from explainode.callbacks.wandb_records import inspect
 from explainode.errors import UserError
 from explainode.explainers.gradient import InputXGradient, Saliency
+from explainode.metrics.faithfulness import Deletion
+from explainode.metrics.results import Curve, Maps, Results, Row
 from explainode.metrics.smoothness import Smoothness
+from explainode.report.run import RunDirectory
+from explainode.training.checkpoint import latest_checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -33,15 +46,25 @@ def nobody(monkeypatch, tmp_path):
         monkeypatch.delenv(name)
 
 
-def read_back(folder):
-    """{name: {epoch: value}} of an offline run's history, as W&B's own reader gives it, and where its files lie."""
-    (file,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+def records(file):
+    """The records of a run's log, as W&B's own reader gives them; `wandb.finish` returns before the last one is on the disk."""
+    for _ in range(100):
+        with suppress(UserError):  # nothing is there yet
+            if inspect(file, file.parents[2]).finished:
+                break
+        time.sleep(0.1)
     read = subprocess.run(
         [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)], capture_output=True, text=True, timeout=120
     )
     assert read.returncode == 0, read.stderr
+    return list(map(json.loads, read.stdout.splitlines()))
+
+
+def read_back(folder):
+    """{name: {epoch: value}} of an offline run's history, and where its files lie."""
+    (file,) = folder.glob("wandb/offline-run-*/run-*.wandb")
     history = {}
-    for record in map(json.loads, read.stdout.splitlines()):
+    for record in records(file):
         item = record.get("history", {}).get("item", {})
         for name, value in item.items():
             history.setdefault(name, {})[item["epoch"]] = value
@@ -55,7 +78,7 @@ def test_an_offline_run_holds_every_number_and_a_picture(classifier, data, train
     run = tmp_path / "run"
     callback = ExplanationCallback(
         {"saliency": Saliency(), "ixg": InputXGradient()},
-        {"smoothness": Smoothness()},
+        {"smoothness": Smoothness(), "deletion": Deletion(points=5)},
         images=4,
         panel_images=2,
         budget=None,
@@ -86,12 +109,176 @@ def test_an_offline_run_holds_every_number_and_a_picture(classifier, data, train
     for epoch in (0, 1):
         (picture,) = history["explain/panel.filenames"][epoch]
         assert np.asarray(Image.open(files / picture)).std() > 10
+        (curves,) = history["explain/curves.filenames"][epoch]
+        assert np.asarray(Image.open(files / curves)).std() > 10 and "deletion" in history["explain/curves.captions"][epoch][0]
         table = json.loads((files / history["explain/table.path"][epoch]).read_text())
         values = {tuple(line[3:5]): line[5] for line in table["data"]}
         assert values["saliency", "smoothness.total_variation"] == pytest.approx(
             history["explain/saliency/smoothness.total_variation"][epoch], rel=1e-6
         )
     assert not list((tmp_path / "home").rglob("*.png"))
+
+
+def test_a_run_keeps_settings_code_and_the_checkpoint(classifier, data, trainer, tmp_path):
+    """All in the run directory, also where it was moved: config, source, the checkpoint bit for bit; every axis is the epoch."""
+    import wandb
+
+    run = tmp_path / "run"
+    RunDirectory(run).write_config({"name": "study", "model": {"noise": {"magnitude": 0.5}}})
+    logger = wandb_logger(str(run), name="net")
+    logger.describe({"model": {"noise": {"magnitude": 0.5}}})
+    trainer(run, max_epochs=1, logger=logger, log_every_n_steps=1).fit(classifier(), datamodule=data())
+    wandb.finish()
+    shutil.move(run, tmp_path / "moved")
+    (file,) = (tmp_path / "moved").glob("wandb/offline-run-*/run-*.wandb")
+    found = records(file)
+    config = next(r["run"]["config"]["update"] for r in found if "run" in r)
+    assert config["model"] == {"noise": {"magnitude": 0.5}}
+    axes = {r["metric"]["glob_name"]: r["metric"]["step_metric"] for r in found if "glob_name" in r.get("metric", {})}
+    assert axes == dict.fromkeys(("train/*", "val/*", "test/*", "explain/*"), "epoch") | {"lr-*": "trainer/global_step"}
+    kept = {r["artifact"]["name"].split("-")[0]: r["artifact"]["manifest"]["contents"] for r in found if "artifact" in r}
+    assert set(kept) == {"source", "model"}
+
+    def content(entry):
+        return (tmp_path / "moved" / "wandb-data" / entry["local_path"].split("/wandb-data/")[1]).read_bytes()
+
+    last = next(entry for entry in kept["model"] if entry["path"] == "last.ckpt")
+    assert content(last) == (tmp_path / "moved" / "checkpoints" / "last.ckpt").read_bytes()
+    assert content(kept["source"][0]) == source_zip()
+    assert (file.parent / "files" / "run" / "config.yaml").read_text() == (tmp_path / "moved" / "config.yaml").read_text()
+    assert not list((tmp_path / "home").rglob("*.ckpt"))
+
+
+def test_the_source_is_whole_and_always_the_same():
+    first, second = source_zip(), source_zip()
+    assert first == second
+    with zipfile.ZipFile(io.BytesIO(first)) as archive:
+        assert {"explainode/__init__.py", "explainode/cli/main.py", "explainode.conf/train.yaml"} <= set(archive.namelist())
+
+
+def test_what_is_large_is_left_out_and_said(classifier, data, trainer, tmp_path, caplog):
+    import wandb
+
+    logger = wandb_logger(str(tmp_path), name="net", code=False, model_mib=0.001)
+    with caplog.at_level(logging.INFO, logger="explainode"):
+        trainer(tmp_path, max_epochs=1, logger=logger).fit(classifier(), datamodule=data())
+    wandb.finish()
+    (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    assert not any("artifact" in record for record in records(file)) and "model_mib" in caplog.text
+
+
+def test_a_resumed_run_goes_on_where_it_was(classifier, data, trainer, tmp_path):
+    """Two parts of one id: epochs and W&B's own step only grow."""
+    import wandb
+
+    for epochs in (2, 4):
+        logger = wandb_logger(str(tmp_path / "run"), name="net", id="same", code=False, model_mib=0)
+        trainer(tmp_path / "run", max_epochs=epochs, logger=logger, log_every_n_steps=1).fit(
+            classifier(), datamodule=data(), ckpt_path=latest_checkpoint(tmp_path / "run" / "checkpoints")
+        )
+        wandb.finish()
+    parts = sorted((tmp_path / "run").glob("wandb/offline-run-*/run-same.wandb"), key=lambda p: p.stat().st_mtime)
+    items = [record["history"]["item"] for part in parts for record in records(part) if "history" in record]
+    assert len(parts) == 2 and [item["epoch"] for item in items if "train/loss" in item] == [0, 1, 2, 3]
+    for axis in ("epoch", "_step", "trainer/global_step"):
+        values = [item[axis] for item in items if axis in item]
+        assert values == sorted(values), (axis, values)
+
+
+def test_nothing_is_dropped_beside_direct_logging(tmp_path):
+    """Somebody who logs without a step moves W&B's own step ahead of the trainer's."""
+    import wandb
+
+    logger = wandb_logger(str(tmp_path), code=False)
+    for step in range(3):
+        logger.experiment.log({"mine": step})
+        logger.experiment.log({"mine too": step})
+        logger.log_metrics({"loss": float(step), "epoch": step}, step=step)
+    wandb.finish()
+    (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    items = [record["history"]["item"] for record in records(file) if "history" in record]
+    assert [item["loss"] for item in items if "loss" in item] == [0, 1, 2]
+    assert [item["mine"] for item in items if "mine" in item] == [0, 1, 2]
+
+
+def results():
+    """One network, two explainers: numbers, values per image, a curve, maps."""
+    draw, x = np.random.default_rng(0), np.linspace(0, 1, 5)
+    image, nine = draw.integers(0, 256, (2, 16, 16, 3), dtype=np.uint8), np.arange(2)
+    found = Results([Row(3, "test", "net", "", "accuracy", 0.5, 0.1, 0.9, 40, 0, 0.0, True, "accuracy")])
+    for explainer in ("saliency", "random_map"):
+        values = draw.random(40)
+        found.per_image["net", explainer, "max_sensitivity"] = dict(enumerate(values.tolist()))
+        found.rows.append(Row(3, "test", "net", explainer, "max_sensitivity", float(values.mean()), 0.4, 0.6, 40, 0, 1.0, False, "s"))
+        found.curves["net", explainer, "deletion"] = Curve(x, 1 - x, 0.9 - x, 1.1 - x, "removed", "probability")
+        maps = draw.normal(size=(2, 1, 16, 16)).astype(np.float32)
+        found.maps.append(Maps("net", explainer, 3, image, maps, nine, nine, nine, np.full(2, 0.5)))
+    return found
+
+
+def test_an_evaluation_is_a_run_of_its_own(tmp_path):
+    folder = RunDirectory(tmp_path / "study" / "7")
+    folder.write_config({"name": "study"})
+    folder.write_class_names(["a", "b"])
+    found = results()
+    folder.write_results(found)
+    entry = {"save_dir": str(folder.path), "project": "p", "mode": "offline", "id": "same", "code": False}
+    log_evaluation(entry, {"name": "study", "model": {"depth": 20}}, "net", folder)
+    log_evaluation(entry, {"name": "study"}, "another network", folder)  # of which nothing was measured
+    (file,) = folder.path.glob("wandb/offline-run-*/run-same-evaluate.wandb")
+    read = records(file)
+    run = next(r["run"] for r in read if "run" in r)
+    assert (run["display_name"], run["job_type"], run["run_group"]) == ("study/net", "evaluate", "study/7")
+    (item,) = (record["history"]["item"] for record in read if "history" in record)
+    assert item["test/accuracy"] == 0.5 and item["test/saliency/max_sensitivity"] == pytest.approx(found.rows[1].value, rel=1e-6)
+    assert sum(item["test/sensitivity/saliency/max_sensitivity.values"]) == 40 and item["test/curve_points.nrows"] == 10
+    for key in ("panel", "curves"):
+        (picture,) = item[f"test/{key}.filenames"]
+        assert np.asarray(Image.open(file.parent / "files" / picture)).std() > 10
+    kept = next(r["artifact"] for r in read if "artifact" in r and r["artifact"]["name"].startswith("explanations"))
+    names = [entry["path"] for entry in kept["manifest"]["contents"]]
+    assert {"metrics.csv", "curves.csv", "per_image.csv"} <= set(names) and sum(name.endswith(".npz") for name in names) == 2
+
+
+@pytest.mark.parametrize(("sweep", "expected"), [(False, "7/3"), (True, "study/7")])
+def test_points_of_a_sweep_share_a_group(tmp_path, sweep, expected):
+    folder = tmp_path / "study" / "7" / "3"
+    folder.mkdir(parents=True)
+    if sweep:
+        (folder.parent / "multirun.yaml").touch()
+    assert group_of(folder) == expected
+
+
+@pytest.mark.parametrize("error", ["CommError", "AuthenticationError"])
+def test_a_server_that_refuses_costs_a_warning(tmp_path, monkeypatch, error):
+    import wandb
+
+    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    real = wandb.init
+
+    def init(**settings):
+        if settings["mode"] == "online":
+            raise getattr(wandb.errors, error)("returned error 401: invalid API key\nmore")
+        return real(**settings)
+
+    monkeypatch.setattr(wandb, "init", init)
+    logger = wandb_logger(str(tmp_path), mode="online", code=False)
+    with pytest.warns(UserWarning, match=r"W&B cannot be used \(returned error 401: invalid API key\): the run is recorded offline"):
+        logger.log_metrics({"val/loss": 1.0, "epoch": 0}, step=1)
+    wandb.finish()
+    assert read_back(tmp_path)[0]["val/loss"] == {0: 1.0}
+
+
+def test_no_run_waits_for_a_server_for_long():
+    """W&B's own limits are 90 s at the start and none at the end."""
+    settings = RunLogger(folder=Path("nowhere"))._wandb_init["settings"]
+    assert settings.init_timeout <= 30 and 0 < settings.finish_timeout <= 120
+
+
+def test_disabled_records_nothing(tmp_path, classifier, data, trainer):
+    logger = wandb_logger(str(tmp_path / "run"), mode="disabled")
+    trainer(tmp_path, max_epochs=1, logger=logger).fit(classifier(), datamodule=data())
+    assert not list(tmp_path.rglob("*.wandb")) and not list(tmp_path.rglob("source.zip"))
 
 
 def test_each_logger_has_a_run_of_its_own(tmp_path):
@@ -125,8 +312,9 @@ def test_who_is_logged_in(tmp_path, monkeypatch, environment, netrc, expected):
 
 
 def test_offline_is_said_once_and_online_without_login_is_refused(monkeypatch, caplog):
+    _say_offline.cache_clear()
     with caplog.at_level(logging.INFO, logger="explainode"):
-        assert wandb_mode("auto") == "offline"
+        assert wandb_mode("auto") == wandb_mode("auto") == "offline"
     assert [record.levelname for record in caplog.records] == ["INFO"] and "recorded offline" in caplog.text
     with pytest.raises(UserError, match="nobody is logged in"):
         wandb_mode("online")
