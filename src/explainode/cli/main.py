@@ -24,6 +24,7 @@ VERBS = {
     "benchmark": "measure many explanations of several networks; interrupted, it goes on where it was",
     "compare": "compare runs image by image, with paired tests",
     "explain": "explain one or several pictures",
+    "sync": "upload W&B runs that were recorded offline",
     "list": "list models, data, explainers, metrics and experiments",
     "doctor": "show versions, device, disk and logging",
     "completion": "print the tab completion for your shell",
