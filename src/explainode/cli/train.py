@@ -26,6 +26,7 @@ from explainode.cli.launch import (
 )
 from explainode.cli.main import VERB
 from explainode.cli.quiet import quiet_libraries
+from explainode.cli.record import record_evaluation
 from explainode.cli.registry import check_parameters, extra_config_folders
 from explainode.cli.slurm import (
     check_tasks,
@@ -206,6 +207,8 @@ def train(config: DictConfig) -> None:
             measure(settings, networks, data, folder, epoch, teachers)
         if ranks()[0] == 0:
             finish(folder, interrupted is not None)
+            if interrupted is None:
+                record_evaluation(trained_with, folder)
     if interrupted is not None:
         raise interrupted
 
@@ -287,6 +290,9 @@ def fit(settings: Mapping[str, Any], folder: Any) -> Any:
     module = instantiate(settings["module"], network=network)
     callbacks = averaging_last([instantiate(entry) for entry in (settings.get("callback") or {}).values()])
     loggers = [instantiate(entry) for entry in (settings.get("logger") or {}).values()]
+    for logger in loggers:
+        if hasattr(logger, "describe"):  # W&B keeps the settings beside the numbers
+            logger.describe(settings)
     plugins = [AtomicCheckpointIO(), *cluster_plugins()]
     trainer = instantiate(settings["trainer"], callbacks=callbacks, logger=loggers or False, plugins=plugins)
     slow = slow_precision(str(trainer.precision), trainer.strategy.root_device)
