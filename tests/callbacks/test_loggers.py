@@ -240,6 +240,11 @@ def test_an_evaluation_is_a_run_of_its_own(tmp_path):
     assert {"metrics.csv", "curves.csv", "per_image.csv"} <= set(names) and sum(name.endswith(".npz") for name in names) == 2
 
 
+def test_under_wandbs_sweep_agent_the_run_is_its_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_RUN_ID", "given")
+    assert wandb_logger(str(tmp_path), mode="offline").version == "given"
+
+
 @pytest.mark.parametrize(("sweep", "expected"), [(False, "7/3"), (True, "study/7")])
 def test_points_of_a_sweep_share_a_group(tmp_path, sweep, expected):
     folder = tmp_path / "study" / "7" / "3"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +33,8 @@ def log_evaluation(entry: Mapping[str, Any], config: Mapping[str, Any], network:
     results = of_network(folder.read_results(), network)
     if not results.rows:
         return
-    own = {"name": f"{config['name']}/{network}", "job_type": "evaluate", "id": entry.get("id") and f"{entry['id']}-evaluate"}
+    trained = entry.get("id") or os.environ.get("WANDB_RUN_ID")  # the latter from W&B's sweep agent
+    own = {"name": f"{config['name']}/{network}", "job_type": "evaluate", "id": trained and f"{trained}-evaluate"}
     logger = wandb_logger(**{**entry, **own})
     logger.describe(config)
     split, epoch = results.rows[-1].split, results.rows[-1].epoch

@@ -167,7 +167,7 @@ def wandb_logger(
     Args:
         entity: the user or team; None: the default one of who uploads.
         group: None: `group_of(save_dir)`.
-        id: the run's id; None: one that the run directory keeps (`stable_id`), so that a requeued or resumed run continues the same curves.
+        id: the run's id; None: that of W&B's sweep agent, or else one that the run directory keeps (`stable_id`), so that a requeued or resumed run continues the same curves.
         mode: "auto" (see `wandb_mode`), "online", "offline" or "disabled".
         code: keep the package's source as an artifact.
         model_mib, explanations_mib: the checkpoint, and the maps and tables of an evaluation, are kept as artifacts where they are not larger; 0
@@ -189,7 +189,7 @@ def wandb_logger(
         name=name,
         project=project,
         entity=entity,
-        id=id or stable_id(folder, job_type, name or ""),
+        id=id or os.environ.get("WANDB_RUN_ID") or stable_id(folder, job_type, name or ""),
         offline=chosen == "offline",
         group=group_of(folder) if group is None else group,
         job_type=job_type,
