@@ -25,6 +25,7 @@ VERBS = {
     "compare": "compare runs image by image, with paired tests",
     "explain": "explain one or several pictures",
     "sync": "upload W&B runs that were recorded offline",
+    "dashboard": "build the W&B workspace of a project",
     "list": "list models, data, explainers, metrics and experiments",
     "doctor": "show versions, device, disk and logging",
     "completion": "print the tab completion for your shell",
