@@ -167,7 +167,8 @@ def wandb_logger(
     Args:
         entity: the user or team; None: the default one of who uploads.
         group: None: `group_of(save_dir)`.
-        id: the run's id; None: that of W&B's sweep agent, or else one that the run directory keeps (`stable_id`), so that a requeued or resumed run continues the same curves.
+        id: the run's id; None: that of W&B's sweep agent, or else one that the run directory keeps (`stable_id`), so that a requeued or resumed run
+            continues the same curves.
         mode: "auto" (see `wandb_mode`), "online", "offline" or "disabled".
         code: keep the package's source as an artifact.
         model_mib, explanations_mib: the checkpoint, and the maps and tables of an evaluation, are kept as artifacts where they are not larger; 0

@@ -75,7 +75,7 @@ def _parse(arguments: Sequence[str]) -> tuple[list[str], set[str], dict[str, lis
     while rest:
         word = rest.pop(0)
         if word in options:
-            taken = []
+            taken: list[str] = []
             while rest and not rest[0].startswith("-") and (word == "--from" or not taken):
                 taken.append(rest.pop(0))
             if not taken:
