@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from explainode.cli.compose import plain
 from explainode.cli.heartbeat import Heartbeat
 from explainode.cli.help import verb_help
-from explainode.cli.missing import Missing, read_missing, write_missing
+from explainode.cli.missing import Missing, read_missing, sentences, write_missing
 from explainode.cli.registry import check_parameters
 from explainode.cli.subjects import PARTIAL, check_weights, compose_benchmark, digest, run_folders, trained_networks
 from explainode.errors import UserError
@@ -68,8 +68,8 @@ def run(arguments: Sequence[str]) -> int:
             raise UserError(f"nothing could be measured: {'; '.join(dict.fromkeys(missing.reason for missing in bench.missing))}")
         bench.write_results(cells, draw=not interrupted)
     finish(bench.folder)
-    for missing in bench.missing:
-        print(missing, file=sys.stderr)
+    for sentence in sentences(bench.missing):
+        print(sentence, file=sys.stderr)
     if interrupted:
         print(f"interrupted: the same command with run_dir={bench.folder.path} goes on with the first missing cell", file=sys.stderr)
         return 130
@@ -312,7 +312,7 @@ class Benchmark:
                 rows = [row for row in found.rows if (row.model, row.explainer, row.metric) not in seen]  # a network's accuracy is in each
                 seen |= {(row.model, row.explainer, row.metric) for row in rows}
                 merged.extend(replace(found, rows=rows, maps=[]))
-            merged.warnings += [str(missing) for missing in self._write_missing()]
+            merged.warnings += sentences(self._write_missing())
             write_tables(self.folder, merged)
         self._write_maps(cells, order, merged, draw)
 

@@ -36,9 +36,17 @@ class Missing:
         text = str(user) if user is not None else f"{type(error).__name__}: {error}"
         return cls(model, explainer, metric, "failed" if user is None else "refused", " ".join(text.split()))
 
-    def __str__(self) -> str:
-        subject = " x ".join(name for name in (self.model, self.explainer, self.metric) if name)
-        return f"{subject} is missing: {self.reason}"
+
+def sentences(rows: Sequence[Missing]) -> list[str]:
+    """What is missing and why, one sentence for all networks that miss the same for the same reason."""
+    networks: dict[tuple[str, str, str], list[str]] = {}
+    for row in rows:
+        networks.setdefault((row.explainer, row.metric, row.reason), []).append(row.model)
+    found = []
+    for (explainer, metric, reason), models in networks.items():
+        subject = " x ".join(name for name in (", ".join(models), explainer, metric) if name)
+        found.append(f"{subject} is missing: {reason}")
+    return found
 
 
 def read_missing(folder: Path) -> list[Missing]:
