@@ -173,3 +173,11 @@ def test_users_may_allow_their_own_package(monkeypatch):
     monkeypatch.setattr(registry, "_extra_targets", [])
     registry.allow_targets(["collections"])
     assert registry.instantiate({"_target_": "collections.Counter"}) == {}
+
+
+@pytest.mark.parametrize("name", registry.names("module"))
+def test_a_sweep_over_the_learning_rate_reaches_the_schedule(name):
+    """OneCycleLR ignores the optimizer's rate: a sweep over it used to train the same network at each point."""
+    module = composing.compose("train", [f"module={name}", "module.optimizer.lr=0.0125"]).module
+    scheduler = module.get("scheduler") or {}
+    assert scheduler.get("max_lr", 0.0125) == 0.0125
