@@ -294,7 +294,7 @@ def fit(settings: Mapping[str, Any], folder: Any) -> Any:
         if hasattr(logger, "describe"):  # W&B keeps the settings beside the numbers
             logger.describe(settings)
     plugins = [AtomicCheckpointIO(), *cluster_plugins()]
-    trainer = instantiate(settings["trainer"], callbacks=callbacks, logger=loggers or False, plugins=plugins)
+    trainer = instantiate(settings["trainer"] | profiler(settings, folder), callbacks=callbacks, logger=loggers or False, plugins=plugins)
     slow = slow_precision(str(trainer.precision), trainer.strategy.root_device)
     if slow is not None:
         rank_zero_warn(slow)
@@ -307,6 +307,22 @@ def fit(settings: Mapping[str, Any], folder: Any) -> Any:
             raise KeyboardInterrupt from stop
         raise
     return module
+
+
+def profiler(settings: Mapping[str, Any], folder: Any) -> dict[str, Any]:
+    """The trainer's `profiler` where the settings ask for one, else nothing."""
+    if not settings.get("profile"):
+        return {}
+    from explainode.callbacks.profile import StepProfiler
+
+    found = StepProfiler(Path(folder.path) / f"profile_{settings['variant']}.txt")
+    found.describe_settings(
+        workers=settings["data"].get("num_workers"),
+        precision=settings["trainer"].get("precision"),
+        accelerator=settings["trainer"].get("accelerator"),
+        channels_last=settings["module"].get("channels_last"),
+    )
+    return {"profiler": found}
 
 
 def averaging_last(callbacks: Sequence[Any]) -> list[Any]:
