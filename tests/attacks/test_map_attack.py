@@ -127,6 +127,21 @@ def test_a_point_of_another_class_is_never_taken(network, pictures):
     assert torch.equal(found.x, pictures) and (found.progress == 0).all()
 
 
+def test_the_output_drifts_no_further_than_allowed(network, pictures):
+    clean = network(pictures).softmax(1)
+    kept = clean.argmax(1, keepdim=True)
+
+    def attacked(drift):
+        found = run(TopPixelsAttack(epsilon=0.05, alpha=0.01, drift=drift), network, pictures)
+        return found.progress, (network(found.x).softmax(1) - clean).gather(1, kept).abs()[:, 0]
+
+    free, moved = attacked(1.0)
+    limit = float(moved.max()) / 2
+    bound, less = attacked(limit)
+    assert (less <= limit + 1e-6).all() and (bound <= free).all() and (bound > 0).any()
+    assert (bound < free)[moved > limit + 1e-6].all() and (moved > limit + 1e-6).any()
+
+
 def test_centers_and_targets_by_hand():
     heat = torch.zeros(1, 5, 7)
     heat[0, 1, 2], heat[0, 3, 6] = 0.75, 0.25
@@ -145,6 +160,8 @@ def test_refusals(network, pictures):
         TopPixelsAttack(top=1)
     with pytest.raises(UserError, match="beta must be positive"):
         CenterAttack(beta=0)
+    with pytest.raises(UserError, match=r"drift is a change of a probability in \[0, 1\], got 2"):
+        CenterAttack(drift=2)
     with pytest.raises(UserError, match="epsilon must not be negative"):
         TargetMapAttack(epsilon=-1)
     with noise_scope(torch.arange(5), active=False), pytest.raises(UserError, match="only methods made of gradients can"):

@@ -50,8 +50,8 @@ class MapAttack(ABC):
     """Sign steps of length alpha in a ball of radius epsilon (l-infinity, pixel units), from a keyed random point of radius alpha.
 
     The steps climb `gain` of the map of a network with softened rectifiers, whose sharpness grows geometrically from `beta` to `last_beta`. Of the
-    points on the way, that one is taken whose map in the network *as it is* gained most while its predicted class is that of the image; the
-    image itself is among them. Each image is attacked by itself.
+    points on the way, that one is taken whose map in the network *as it is* gained most while its predicted class is that of the image and the
+    probability of that class has moved by no more than `drift`; the image itself is among them. Each image is attacked by itself.
 
     Costs a map with its second derivative (about four passes), a map and a forward for each step.
     """
@@ -61,9 +61,12 @@ class MapAttack(ABC):
     steps: int = 10
     beta: float = 10.0
     last_beta: float = 100.0
+    drift: float = 1.0
 
     def __post_init__(self) -> None:
         _check_budget(self.epsilon, self.alpha, self.steps)
+        if not 0 <= self.drift <= 1:
+            raise UserError(f"drift is a change of a probability in [0, 1], got {self.drift}; 1 asks for the same class alone")
         for beta in (self.beta, self.last_beta):
             SoftRectifiers(beta)
 
@@ -98,7 +101,15 @@ class MapAttack(ABC):
         def look(point: Tensor) -> Tensor:
             return importance(heatmap(point, rows).detach())
 
-        before, kept = look(x), predict(x, rows).argmax(1)
+        clean = predict(x, rows).softmax(1)
+        kept = clean.argmax(1)
+
+        def stays(point: Tensor) -> Tensor:
+            now = predict(point, rows).softmax(1)
+            moved = (now - clean).gather(1, kept[:, None])[:, 0].abs()
+            return (now.argmax(1) == kept) & (moved <= self.drift)
+
+        before = look(x)
         best, most, reached = x.clone(), self.gain(before, before), self.progress(before, before)
         start = self.alpha * (2 * uniform_like(x, input_keys(x, "map attack", 0)) - 1)
         point = self._project(x, x + start)
@@ -108,7 +119,7 @@ class MapAttack(ABC):
             point = self._project(x, point + self.alpha * slope.sign())
             now = look(point)
             gained = self.gain(before, now)
-            better = (gained > most) & (predict(point, rows).argmax(1) == kept)
+            better = (gained > most) & stays(point)
             best = torch.where(better[:, None, None, None], point, best)
             most = torch.where(better, gained, most)
             reached = torch.where(better, self.progress(before, now), reached)
@@ -195,7 +206,7 @@ class TargetMapAttack(MapAttack):
 
     Source: Dombrowski et al. 2019, Eq. 1-2: target maps of other images, Adam, and a penalty that keeps the logits. We take the image's own map
     turned by 180 degrees as t (so that an image's result does not depend on the others), sign steps in a ball (so that all attacks have
-    one budget), and keep the predicted class by choosing among the points; how far the output moves is reported.
+    one budget), and keep the output by choosing among the points (`drift`); how far it moves is reported.
     """
 
     def gain(self, before: Tensor, now: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from explainode.metrics.results import Curve
 from explainode.metrics.statistics import bootstrap_means, percentile_interval
 
 WHAT_IS_NEEDED = {
-    "mask": ("masks", "choose data with masks, such as data=shapes or data=composites"),
+    "mask": ("masks", "choose data with masks, such as data=shapes, data=composites, data=voc2012 or data=imagenet_s"),
     "boxes": ("boxes", "choose data with boxes, such as data=tiny_imagenet_boxes or data=imagenet, or the box around a mask (truth=mask)"),
     "label": ("labels", "choose data with labels, such as data=shapes"),
     "fixation_map": ("fixation maps", "choose data with maps of where people looked, such as data=saliency_folder"),

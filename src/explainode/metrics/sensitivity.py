@@ -24,7 +24,7 @@ class Sensitivity(SmallSteps):
     """
 
     columns = ("", "fresh", "floor")
-    higher_is_better = {"": False, "fresh": False, "floor": None}
+    higher_is_better = {"": False, "fresh": False, "floor": None}  # type: ignore[assignment]
 
     def over_draws(self, distance: Tensor) -> Tensor:
         """(draws, B) relative distances -> (B,)."""
