@@ -78,7 +78,7 @@ def test_experiment_composes(name):
         registry.check_parameters(OmegaConf.to_container(config[group], resolve=True))
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate", "explain"])
+@pytest.mark.parametrize("name", ["train", "evaluate", "explain", "benchmark"])
 def test_top_level_composes(name):
     config = composing.compose(name, [])
     assert config.explainer

@@ -17,7 +17,7 @@ from matplotlib.mathtext import MathTextParser
 from explainode.errors import UserError
 from explainode.metrics.results import Results
 from explainode.report.comparisons import final_rows
-from explainode.report.exports import latex, results_to_latex, write_tables
+from explainode.report.exports import latex, results_to_latex, write_exports
 from explainode.report.run import RunDirectory, final
 from explainode.report.wording import plus_minus
 
@@ -140,7 +140,7 @@ def test_tables_are_written_beside_the_report(results: Results, tmp_path: Path) 
     folder = RunDirectory(tmp_path / "run")
     folder.write_config({})
     folder.write_results(results)
-    written = {path.name for path in write_tables(folder, folder.read_results())}
+    written = {path.name for path in write_exports(folder, folder.read_results())}
     assert {"table.md", "table.tex"} <= written
     assert (folder.path / "table.md").read_text().count("deletion ↓") == 6
     assert "[" not in (folder.path / "table.md").read_text().splitlines()[2]
@@ -149,7 +149,7 @@ def test_tables_are_written_beside_the_report(results: Results, tmp_path: Path) 
 
 def test_diagrams_are_files_of_their_own(results: Results, tmp_path: Path) -> None:
     folder = RunDirectory(tmp_path)
-    written = [path for path in write_tables(folder, final(results)) if path.suffix == ".svg"]
+    written = [path for path in write_exports(folder, final(results)) if path.suffix == ".svg"]
     assert {path.name for path in written} == {
         f"ranks_{model}_{metric}.svg" for model in ("resnet", "sde") for metric in ("deletion", "insertion", "max_sensitivity")
     }
@@ -167,11 +167,11 @@ def test_parquet_holds_the_values_per_image(results: Results, tmp_path: Path) ->
     folder.write_results(named)
     with open(folder.path / "per_image.csv", "a") as file:
         file.write("1,val,0.1,ig,del")  # a killed process
-    write_tables(folder, folder.read_results())
+    write_exports(folder, folder.read_results())
     table = parquet.read_table(folder.path / "per_image.parquet").to_pylist()
     assert len(table) == sum(len(v) for v in named.per_image.values())
     for line in table:
         assert named.per_image[line["model"], line["explainer"], line["metric"]][line["sample_id"]] == line["value"]
     (folder.path / "per_image.csv").write_text("epoch,split,model,explainer,metric,sample_id,value\n1,val,m,ig,deletion,none,0.1\n")
     with pytest.raises(UserError, match=r"per_image\.csv is damaged"):
-        write_tables(folder, named)
+        write_exports(folder, named)

@@ -55,6 +55,7 @@ def run(arguments: Sequence[str]) -> int:
             teachers = run_teachers(settings, networks)
     folder = RunDirectory(Path(settings["output_dir"]))
     folder.write_config(settings)
+    folder.write_class_names(data.class_names)
     measure(settings, networks, data, folder, epoch=0, teachers=teachers)
     finish(folder)
     return 0

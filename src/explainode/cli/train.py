@@ -336,7 +336,7 @@ def finish(folder: Any, interrupted: bool = False) -> None:
     """Write the report and its tables; print what was found, the verdict, and where the report lies."""
     from rich.console import Console
 
-    from explainode.report.exports import write_tables
+    from explainode.report.exports import write_exports
     from explainode.report.html import write_report
     from explainode.report.panels import panel
     from explainode.report.tables import print_results
@@ -345,7 +345,7 @@ def finish(folder: Any, interrupted: bool = False) -> None:
     with Heartbeat("writing the report"):
         path = write_report(folder.path)
         results = folder.read_results()
-        write_tables(folder, results)
+        write_exports(folder, results)
         if results.maps:
             panel(results.maps, folder.read_class_names(), images=4).save(folder.path / "panel.png")
         sentence = verdict(results)

@@ -25,7 +25,7 @@ ESCAPES = {
 ARROWS = {True: r" $\uparrow$", False: r" $\downarrow$", None: ""}
 
 
-def write_tables(folder: RunDirectory, results: Results) -> list[Path]:
+def write_exports(folder: RunDirectory, results: Results) -> list[Path]:
     """`table.md` and `table.tex` of the last measurements, `figures/ranks_<model>_<metric>.svg` where explainers are ranked, and
     `per_image.parquet` beside per_image.csv where pyarrow is installed.
 
