@@ -272,6 +272,10 @@ def peers() -> None:
 
     theirs, ours = best(rise, lambda: run(pair, counted), repeats=2)
     print(f"\nRISE single_run, 103 points, both directions: {theirs / ours:.2f} of our time (target >= 3)")
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    (columnar,) = best(lambda: run(pair, counted), repeats=2)
+    network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    print(f"  with evaluation.channels_last=true: {theirs / columnar:.2f}")
 
     from captum.metrics import infidelity, sensitivity_max
 

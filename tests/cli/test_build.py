@@ -20,6 +20,7 @@ from explainode.report.run import RunDirectory
 SETTINGS = {
     "evaluation": {
         "split": "test", "images": 20, "batch_size": 8, "chunk_size": "auto", "noise": "off", "seed": 0, "panel": 4, "device": "cpu",
+        "channels_last": False,
     },
     "explainer": {
         "saliency": {"_target_": "explainode.explainers.gradient.Saliency"},
@@ -74,3 +75,17 @@ def test_explainers_that_learn_from_data_are_fitted_to_each_network():
     fitted = fit_explainers(explainers, network, data, {"fit_images": 100, "batch_size": 8})
     assert fitted["saliency"] is explainers["saliency"]
     assert fitted["pattern_net"](network, batch.image).shape == batch.image.shape
+
+
+def test_another_memory_order_gives_the_same_numbers(tmp_path):
+    data = ShapesData(train_size=8, val_size=8, test_size=40, size=16)
+    found = {}
+    for order in (False, True):
+        seen = {"a": network(0)}
+        settings = SETTINGS | {"evaluation": SETTINGS["evaluation"] | {"channels_last": order}}
+        results = measure(settings, seen, data, RunDirectory(tmp_path / str(order)), epoch=0)
+        assert seen["a"][0].weight.is_contiguous(memory_format=torch.channels_last) is order
+        found[order] = {(row.explainer, row.metric): (row.value, row.protocol) for row in results.rows}
+    assert found[True].keys() == found[False].keys()
+    for key, (value, protocol) in found[False].items():
+        assert found[True][key] == (pytest.approx(value, abs=1e-5), protocol)

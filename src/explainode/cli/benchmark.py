@@ -88,11 +88,12 @@ class Benchmark:
     """
 
     def __init__(self, settings: dict[str, Any], networks: dict[str, Any], facts: dict[str, Any], data: Any) -> None:
-        from explainode.cli.build import choose_device, choose_panel, correct_images, many, select_images
+        from explainode.cli.build import choose_device, choose_panel, correct_images, in_memory_order, many, select_images
         from explainode.report.run import RunDirectory
 
-        self.settings, self.networks, self.data = settings, networks, data
+        self.settings, self.data = settings, data
         self.evaluation = settings["evaluation"]
+        self.networks = networks = in_memory_order(networks, self.evaluation)
         self.folder = RunDirectory(Path(settings["output_dir"]))
         _check_folder(self.folder.path)
         self.device = choose_device(self.evaluation["device"])

@@ -94,6 +94,13 @@ def build_network(model: Mapping[str, Any]) -> nn.Module:
     return instantiate(model)
 
 
+def in_memory_order(networks: Mapping[str, nn.Module], settings: Mapping[str, Any]) -> dict[str, nn.Module]:
+    """The networks, their weights in channels_last order where the evaluation asks for it: what they compute then is, too."""
+    if not settings["channels_last"]:
+        return dict(networks)
+    return {name: network.to(memory_format=torch.channels_last) for name, network in networks.items()}  # type: ignore[call-overload]
+
+
 def ranks() -> tuple[int, int]:
     """This process's rank and how many there are."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
@@ -218,6 +225,7 @@ def measure(
     """
     settings = config["evaluation"]
     device = choose_device(settings["device"])
+    networks = in_memory_order(networks, settings)
     explainers, metrics = many(config, "explainer"), many(config, "metric")
     split = settings["split"]
     indices, length = select_images(settings, data)
