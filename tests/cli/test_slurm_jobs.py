@@ -114,7 +114,9 @@ def test_a_sweep_with_a_preemption_in_the_middle(tmp_path):
         log = tmp_path / "sweep" / ".submitit"
         small.wait_for(lambda: any(small.reached(path, r"training batch [1-9]") for path in log.glob("*_0/*_0_0_log.err")), 180)
         job = f"{next(log.glob('*_0')).name}"
-        ask("scancel", "--signal=USR2", job)
+        ask(
+            "scancel", "--signal=USR2", state(job, "JobId")
+        )  # by its number: scancel repeats itself where ARRAY_TASK is already being requeued
         small.wait_for(lambda: state(job, "Restarts") == "1" and state(job) == "PENDING", 60)
         ask("scontrol", "update", f"jobid={job}", "starttime=now")
         assert sweep.wait(300) == 0, (tmp_path / "out.txt").read_text()[-3000:]

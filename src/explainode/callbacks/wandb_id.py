@@ -23,7 +23,7 @@ def stable_id(folder: Path, *names: str) -> str:
         UserError: if the directory cannot be written.
     """
     path = folder / _TOKEN
-    if not path.is_file() and rank_zero_only.rank == 0:  # only the first rank has a run
+    if not path.is_file() and getattr(rank_zero_only, "rank", 0) == 0:  # only the first rank has a run
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(secrets.token_hex(16) + "\n", encoding="ascii")
