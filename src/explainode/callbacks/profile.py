@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import time
@@ -95,6 +96,7 @@ class StepProfiler(Profiler):
             self.timed += 1
         if self.batches == self.skip + self.steps + 1:
             activities = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * torch.cuda.is_available()
+            os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # or torch's profiler complains on stderr where there is no GPU
             self._watch = torch.profiler.profile(activities=activities)
             self._watch.__enter__()
         elif self.batches == self.skip + 2 * self.steps + 1:

@@ -29,6 +29,7 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     with Heartbeat("starting"):
         from explainode.cli.build import build_data, count_classes, fill_classes, measure, select_images
+        from explainode.cli.record import record_evaluation
         from explainode.cli.registry import instantiate
         from explainode.cli.train import finish
         from explainode.report.run import RunDirectory
@@ -58,6 +59,7 @@ def run(arguments: Sequence[str]) -> int:
     folder.write_class_names(data.class_names)
     measure(settings, networks, data, folder, epoch=0, teachers=teachers)
     finish(folder)
+    record_evaluation(dict.fromkeys(networks, settings), folder)
     return 0
 
 
