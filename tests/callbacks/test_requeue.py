@@ -57,11 +57,12 @@ def test_what_came_before_training_is_taken_at_its_beginning(classifier, data, t
     assert left.value.checkpoint is None and not (tmp_path / "checkpoints").exists()  # nothing was learned
 
 
-def test_between_setup_and_the_first_batch_sigterm_waits_too(classifier, data, trainer, tmp_path):
-    """There Lightning's own handler would be installed, which makes a collective call wherever the program stands."""
+def test_before_the_first_batch_sigterm_waits_too(classifier, data, trainer, tmp_path):
+    """Trap: from here on Lightning's own handler would stand, which makes a collective call wherever the program is, and ends the sanity check."""
     keep_signals([signal.SIGTERM])
+    run = trainer(tmp_path, [Send(signal.SIGTERM, "on_sanity_check_start"), Requeue()], num_sanity_val_steps=2)
     with pytest.raises(TrainingPreempted):
-        trainer(tmp_path, [Send(signal.SIGTERM, "on_fit_start"), Requeue()]).fit(classifier(), datamodule=data())
+        run.fit(classifier(), datamodule=data())
 
 
 def test_what_comes_too_late_is_kept_for_what_comes_next(classifier, data, trainer, tmp_path):
