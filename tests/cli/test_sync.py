@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -99,6 +101,7 @@ def server(monkeypatch):
     threading.Thread(target=running.serve_forever, daemon=True).start()
     monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{running.server_port}")
     monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    StandIn.running = running
     yield StandIn
     running.shutdown()
 
@@ -132,6 +135,40 @@ def test_uploads_in_order_once_and_says_what_failed(record, server, capsys, tmp_
     assert main(["sync", sweep]) == 0
     assert set(server.seen) == {"one"}
     assert main(["sync", sweep]) == 0 and "uploaded already" in capsys.readouterr().out
+
+
+ONLINE = """
+import sys, time
+from explainode.callbacks import loggers
+loggers.END_SECONDS = 3.0
+logger = loggers.wandb_logger(sys.argv[1], mode="online", id="abc", code=False)
+logger.log_metrics({"epoch": 0, "loss": 1.0}, step=0)
+assert not logger._offline
+print("begun", flush=True)
+sys.stdin.readline()
+start = time.monotonic()
+for step in range(1, 200):
+    logger.log_metrics({"epoch": step, "loss": 1.0}, step=step)
+assert time.monotonic() - start < 5, "logging waited"
+loggers.finish()
+"""
+
+
+@pytest.mark.slow
+def test_a_server_that_goes_away_holds_nobody_up(server, tmp_path):
+    """The run goes on at its own pace, ends in bounded time with a sentence, and every line is in its folder."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", ONLINE, str(tmp_path / "run")],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert any("begun" in line for line in iter(child.stdout.readline, ""))
+    server.running.shutdown()
+    server.running.server_close()
+    _, said = child.communicate("\n", timeout=60)
+    assert child.returncode == 0, said
+    assert "upload the rest later with `explainode sync --include-online" in said
+    (path,) = (tmp_path / "run").glob("wandb/run-*/run-abc.wandb")
+    assert inspect(path, tmp_path / "run").history == 200
 
 
 @pytest.mark.parametrize(
