@@ -106,7 +106,7 @@ def test_top_level_composes(name):
         (["module.optimizer.lrr=1"], ["module.optimizer.lr"]),
         (["model.noise.magnitud=1"], ["model.noise.magnitude"]),
         (["nam=x"], ["name"]),
-        (["trainer=cpu"], ["default"]),
+        (["trainer=cpuu"], ["cpu"]),
         (["explainer.saliency=null"], ["~explainer.saliency"]),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
