@@ -24,8 +24,8 @@ install_packages() {
     echo "slurm_dev: SLURM is not installed; as root with apt this script would install slurm-wlm and munge" >&2
     exit 3
   fi
-  apt-get update -qq
-  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge >/dev/null
+  timeout 120 apt-get update -qq  # without a network it would try for long
+  DEBIAN_FRONTEND=noninteractive timeout 300 apt-get install -y -qq --no-install-recommends slurm-wlm munge >/dev/null
 }
 
 write_configuration() {
