@@ -332,3 +332,22 @@ def test_accuracy_may_be_known_from_other_images(network, images):
     found = evaluate(network, {"s": Saliency()}, {"mean": MeanMap()}, in_batches(images, torch.zeros(7).long()), n=7, correct=known)
     row = next(row for row in found.rows if row.metric == "accuracy")
     assert (row.value, row.n) == (0.75, 4) and found.per_image["model", "", "accuracy"] == known
+
+
+class Half(ExplanationMetric):
+    """One result that is missing for the first image by accident, one that is not about it."""
+
+    columns = ("broken", "about_others")
+    conditional = frozenset({"about_others"})
+
+    def measure(self, explanation):
+        values = torch.ones(len(explanation), 2, dtype=torch.float64)
+        values[0] = torch.nan
+        return values
+
+
+def test_what_a_result_is_not_about_is_no_warning(network, images):
+    found = evaluate(network, {"saliency": Saliency()}, {"half": Half()}, in_batches(images), n=7)
+    assert {row.metric: row.excluded for row in found.rows if row.explainer} == {"half.broken": 1, "half.about_others": 1}
+    (warning,) = found.warnings
+    assert "half.broken: 1 of 7" in warning

@@ -597,7 +597,8 @@ def evaluate(
                     protocol,
                 )
             )
-            if found.excluded and found.n:  # a method without a sum has no completeness error at all: nothing to warn of
+            # a method without a sum has no completeness error at all, and some results are about some images only: nothing to warn of
+            if found.excluded and found.n and found.name not in metric.conditional:
                 results.warnings.append(
                     f"{name}, {e}, {full}: {found.excluded} of {found.n + found.excluded} images excluded (NaN or undefined)"
                 )

@@ -64,6 +64,7 @@ class ExplanationMetric(Metric):
         columns: numbers stored per image; "" is the headline.
         results: numbers reported; by default the means of the columns.
         higher_is_better: of all results, or a mapping from result to it; None is a neutral fact.
+        conditional: results that are about some of the images only, so that leaving out the others is no warning.
         needs: keys of `WHAT_IS_NEEDED`, what the record must carry besides the map; an instance may have needs of its own.
         kind: first word of the protocol.
         version: raised when the definition changes, so that numbers of different definitions have different hashes.
@@ -74,6 +75,7 @@ class ExplanationMetric(Metric):
     columns: ClassVar[tuple[str, ...]] = ("",)
     results: ClassVar[tuple[str, ...]] = ()
     higher_is_better: bool | Mapping[str, bool | None] | None = None  # type: ignore[assignment]
+    conditional: ClassVar[frozenset[str]] = frozenset()
     needs: frozenset[str] = frozenset()
     kind: ClassVar[str] = ""
     version: ClassVar[int] = 1

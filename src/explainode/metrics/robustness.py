@@ -184,6 +184,7 @@ class HeatmapGuidedPGD(ExplanationMetric):
 
     columns = ("", "asr_all", "step", "accuracy", "clean")
     higher_is_better = {"": True, "asr_all": True, "step": False, "accuracy": False, "clean": None}
+    conditional = frozenset({"", "step"})  # the correctly classified, the fooled
     needs = frozenset({"label"})
     kind = "guided_pgd"
 

@@ -103,7 +103,7 @@ def front_figure(front: Front, models: list[str]) -> str:
     axis.step(
         [p.value for p in best], [100 * p.accuracy.value for p in best], where="post", color=INK, linewidth=0.9, linestyle=(0, (4, 3))
     )
-    for point in front.points:
+    for place, point in enumerate(sorted(front.points, key=lambda p: p.value)):
         color = SERIES[models.index(point.model) % len(SERIES)]
         x, y, row = point.value, 100 * point.accuracy.value, point.accuracy
         for low, high, across in ((point.low, point.high, True), (100 * row.low, 100 * row.high, False)):
@@ -111,7 +111,8 @@ def front_figure(front: Front, models: list[str]) -> str:
                 axis.plot([low, high] if across else [x, x], [y, y] if across else [low, high], color=color, linewidth=1.6, alpha=0.55)
         axis.plot([x], [y], marker="o", markersize=7, color=color, markerfacecolor=color if point.front else "none", linestyle="none")
         if point.front or len(front.points) <= MOST_LABELS:
-            axis.annotate(point.model, (x, y), textcoords="offset points", xytext=(7, 6), fontsize=9, color=INK, parse_math=False)
+            beside = (7, -14 if place % 2 else 6)  # neighbors on either side of their line
+            axis.annotate(point.model, (x, y), textcoords="offset points", xytext=beside, fontsize=9, color=INK, parse_math=False)
     axis.margins(0.12, 0.15)
     axis.set_xlabel(f"{front.metric} {arrow(False)}")
     axis.set_ylabel("accuracy ↑ (%)")
