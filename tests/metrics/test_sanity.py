@@ -128,6 +128,15 @@ def test_class_sensitivity_of_known_maps(record, network, pictures):
     assert measured(ClassSensitivity(), explanation).compute() == pytest.approx(1)
 
 
+def test_a_map_that_only_turns_its_sign_is_alike_in_magnitude(record, pictures):
+    two = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
+    with torch.no_grad():
+        two[1].weight[1] = -two[1].weight[0]
+    explanation, _ = record(two, pictures(5, 8))
+    assert measured(ClassSensitivity(), explanation).compute() == pytest.approx(-1)
+    assert measured(ClassSensitivity(reduction="abs_sum"), explanation).compute() == pytest.approx(1)
+
+
 def test_which_other_class(record, network, pictures):
     x = pictures(64, 8)
     explanation, _ = record(network(), x)

@@ -165,7 +165,8 @@ class ClassSensitivity(ExplanationMetric):
     Args:
         other: "least" (the class with the smallest logit) or "random" (any other, keyed by the sample).
         similarity: a name in `agreement.MEASURES`.
-        reduction: of the channels.
+        reduction: of the channels: "sum" keeps the sign, "abs_sum" compares magnitudes. Relevance that is conserved gives a class with a negative
+            logit the negative of nearly the same map: -1 with the sign, though the map says nothing of the class, and 1 without it.
 
     Shapes:
         compute(): (). Costs one explanation per image. A method that does not look at the class gets 1.
