@@ -109,3 +109,28 @@ def test_no_curves_give_nothing(make_results: Build) -> None:
     key = next(iter(results.curves))
     results.curves[key] = replace(results.curves[key], mean=np.full(41, np.nan))
     assert key not in finite_curves(results)
+
+
+def test_long_names_of_models_stay_within_the_figure(make_results: Build) -> None:
+    """A sweep's models are named after their settings; the legend used to run out of the picture on both sides."""
+    models = tuple(f"model.noise.magnitude={m}" for m in (0, 0.05, 0.1, 0.5))
+    tall, low = (
+        ElementTree.fromstring(
+            curve_figure(
+                make_results(images=1, side=16, n=6, epochs=1, models=of, explainers=("saliency", "gradcam", "random_map")).curves,
+                "deletion",
+            )
+        )
+        for of in (models, ("a", "b"))
+    )
+    assert _box(tall)[0] == _box(low)[0] and _box(tall)[1] > _box(low)[1] + 72, "a row for each name, below axes of the same size"
+    legend = [node for node in tall.iter() if node.get("id", "").endswith("legend_1")]
+    assert len(legend) == 1
+    lines = [[float(x) for x in re.findall(r"[ML] ([-\d.]+) ", node.get("d", ""))] for node in legend[0].iter() if node.tag == "path"]
+    starts = [min(line) for line in lines if line]
+    assert len(starts) >= 8 and min(starts) > 0 and max(starts) + 4.5 * len(f"{models[1]}, random_map (control)") < _box(tall)[0]
+
+
+def _box(svg: ElementTree.Element) -> tuple[float, float]:
+    _, _, width, height = map(float, svg.get("viewBox", "").split())
+    return width, height

@@ -191,9 +191,23 @@ def _outer_labels(axes: Sequence[Axes], columns: int, x_label: str, y_label: str
 def _legend(figure: Figure, axis: Axes) -> None:
     handles, labels = axis.get_legend_handles_labels()
     if len(labels) > 1:
-        legend = figure.legend(handles, labels, loc="lower center", ncols=min(len(labels), 6), frameon=False, fontsize=9, labelcolor=INK)
+        needed = 0.55 + 0.07 * max(map(len, labels))  # inches: the line and the widest name at 9 points
+        columns = max(1, min(len(labels), 6, int(figure.get_figwidth() / needed)))
+        _grow_below(figure, 0.19 * (-(-len(labels) // columns) - 1))
+        legend = figure.legend(handles, labels, loc="lower center", ncols=columns, frameon=False, fontsize=9, labelcolor=INK)
         for text in legend.get_texts():
             text.set_parse_math(False)
+
+
+def _grow_below(figure: Figure, inches: float) -> None:
+    """More room under the axes, which keep their size."""
+    if not inches:
+        return
+    height, grid = figure.get_figheight(), figure.axes[0].get_gridspec()  # type: ignore[union-attr]
+    figure.set_figheight(height + inches)
+    grid.bottom, grid.top = (grid.bottom * height + inches) / (height + inches), (grid.top * height + inches) / (height + inches)
+    for axis in figure.axes:
+        axis.set_position(axis.get_subplotspec().get_position(figure))  # type: ignore[union-attr]
 
 
 def to_svg(figure: Figure, description: str, salt: str) -> str:
