@@ -201,13 +201,18 @@ def _legend(figure: Figure, axis: Axes) -> None:
 
 def _grow_below(figure: Figure, inches: float) -> None:
     """More room under the axes, which keep their size."""
+    from matplotlib.gridspec import GridSpec
+
     if not inches:
         return
-    height, grid = figure.get_figheight(), figure.axes[0].get_gridspec()  # type: ignore[union-attr]
+    height, grid = figure.get_figheight(), figure.axes[0].get_gridspec()
+    assert isinstance(grid, GridSpec) and grid.bottom is not None and grid.top is not None
     figure.set_figheight(height + inches)
     grid.bottom, grid.top = (grid.bottom * height + inches) / (height + inches), (grid.top * height + inches) / (height + inches)
     for axis in figure.axes:
-        axis.set_position(axis.get_subplotspec().get_position(figure))  # type: ignore[union-attr]
+        place = axis.get_subplotspec()
+        assert place is not None
+        axis.set_position(place.get_position(figure).bounds)
 
 
 def to_svg(figure: Figure, description: str, salt: str) -> str:
