@@ -7,7 +7,7 @@ import warnings
 
 
 def quiet_libraries() -> None:
-    """Silence Lightning's banners and two warnings of its own making; everything else is heard.
+    """Silence Lightning's banners and warnings of its own making; everything else is heard.
 
     Each filter names one message, so that a new one is not lost with it. What is heard is a line, without the place in the source.
     """
@@ -27,3 +27,6 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message="The '.*_dataloader' does not have many workers")  # ours makes whole batches at once
     warnings.filterwarnings("ignore", message=".*does not have a deterministic implementation")
     warnings.filterwarnings("ignore", message="It is recommended to use `self.log")  # what we log is the same on every rank already
+    warnings.filterwarnings(
+        "ignore", message="The `srun` command is available"
+    )  # on any machine with SLURM; inside a job we say it ourselves
