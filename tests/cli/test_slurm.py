@@ -54,7 +54,7 @@ def test_a_requeued_job_finds_its_own_directory(environment):
     assert slurm.slurm_job() == run_id() == "16_3"
 
 
-@pytest.mark.parametrize("trainer", ["default", "gpu", "ddp", "ddp_sim", "slurm", "debug"])
+@pytest.mark.parametrize("trainer", ["cpu", "gpu", "ddp", "ddp_sim", "slurm", "debug"])
 def test_nothing_is_restored_from_the_working_directory(trainer):
     """Trap: Lightning restores any hpc_ckpt_*.ckpt of its default_root_dir, which is the working directory by default."""
     config = compose("train", [f"trainer={trainer}", "output_dir=here"])
