@@ -217,3 +217,12 @@ def test_unequal_networks_are_told_how_to_be_compared(cli: Cli) -> None:
     write(Path("a"), results(1.0))
     write(Path("b"), results(0.5))
     assert "(explainode compare RUN RUN --matched)" in " ".join(cli("compare", "a", "b", "-o", "out")[1].split())
+
+
+def test_two_comparisons_of_one_job_do_not_meet(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    write(Path("a"), results(0.9))
+    write(Path("b"), results(0.9))
+    for folder in ("7", "7-2", "7-3"):
+        assert cli("compare", "a", "b")[0] == 0
+        assert Path("runs/compare", folder, "report.html").is_file()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def run(arguments: Sequence[str]) -> int:
     from explainode.report.run import RunDirectory
 
     words = list(arguments)
-    output = Path(f"runs/compare/{run_id()}")
+    output = _free(Path(f"runs/compare/{run_id()}"))
     if "-o" in words:
         at = words.index("-o")
         if at + 1 == len(words):
@@ -85,6 +86,12 @@ def _sources(folders: Sequence[Path], alone: bool) -> tuple[list, list[str]]:
     if len(sources) < (1 if alone else 2):
         raise UserError(f"compare needs two runs or more, or a sweep of two points, got {len(sources)}")
     return sources, [sentence for sweep in sweeps.values() for sentence in sweep.failed]
+
+
+def _free(folder: Path) -> Path:
+    """The folder, or with -2, -3, ... behind its name where it holds results: two comparisons of one SLURM job have one run id."""
+    names = itertools.chain([folder.name], (f"{folder.name}-{k}" for k in itertools.count(2)))
+    return next(place for name in names if not ((place := folder.with_name(name)) / "metrics.csv").is_file())
 
 
 def _check_output(output: Path, folders: Sequence[Path]) -> None:
