@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from explainode.errors import UserError
+from explainode.report.files import replace_file
 
 _TOKEN = "wandb-data/run-token.txt"
 
@@ -24,10 +24,6 @@ def stable_id(folder: Path, *names: str) -> str:
     """
     path = folder / _TOKEN
     if not path.is_file() and getattr(rank_zero_only, "rank", 0) == 0:  # only the first rank has a run
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(secrets.token_hex(16) + "\n", encoding="ascii")
-        except OSError as error:
-            raise UserError(f"cannot write {path}: {(error.strerror or str(error)).lower()}; name another run_dir") from error
+        replace_file(path, f"{secrets.token_hex(16)}\n".encode())
     token = path.read_text(encoding="ascii") if path.is_file() else ""
     return hashlib.blake2b("\n".join([token, *names]).encode(), digest_size=8).hexdigest()

@@ -17,7 +17,7 @@ from explainode.cli.heartbeat import Heartbeat
 from explainode.cli.help import verb_help
 from explainode.cli.missing import Missing, read_missing, sentences, write_missing
 from explainode.cli.registry import check_parameters
-from explainode.cli.subjects import PARTIAL, check_weights, compose_benchmark, digest, run_folders, trained_networks
+from explainode.cli.subjects import PARTIAL, check_weights, compose_benchmark, digest, listed, run_folders, trained_networks
 from explainode.errors import UserError
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ class Benchmark:
             earlier = self.folder.read_config()
             for group in ("models", "explainer", "metric"):
                 merged[group] = {**(earlier.get(group) or {}), **self.settings[group]}
-            merged["runs"] = list(dict.fromkeys([*(earlier.get("runs") or []), *_listed(self.settings["runs"])]))
+            merged["runs"] = list(dict.fromkeys([*(earlier.get("runs") or []), *listed(self.settings["runs"])]))
         self.folder.write_config(merged)
         if self.data.class_names:
             self.folder.write_class_names(self.data.class_names)
@@ -374,10 +374,6 @@ def _check_folder(path: Path) -> None:
     """Refuse a folder in which another verb left its results."""
     if (path / "metrics.csv").is_file() and not (path / "cells").is_dir():
         raise UserError(f"{path} holds another run; name another folder with run_dir=...")
-
-
-def _listed(value: Any) -> list[Any]:
-    return [value] if isinstance(value, str) else list(value)
 
 
 def _plain(facts: dict[str, Any]) -> dict[str, Any]:

@@ -111,13 +111,14 @@ def run_folders(config: DictConfig) -> dict[str, Path]:
     Raises:
         UserError: if two have one name.
     """
-    folders = [Path(str(run)) for run in ([config.runs] if isinstance(config.runs, str) else config.runs)]
-    labels = [folder.resolve().name for folder in folders]
-    if len(set(labels)) < len(labels):
-        labels = ["/".join(folder.resolve().parts[-2:]) for folder in folders]
-    if len(set(labels)) < len(labels):
-        raise UserError(f"the runs need different names, got {', '.join(map(str, folders))}")
-    return dict(zip(labels, folders, strict=True))
+    from explainode.report.merge import name_runs
+
+    return {source.label: source.folder for source in name_runs([Path(str(run)) for run in listed(config.runs)])}
+
+
+def listed(value: Any) -> list[Any]:
+    """The values of a list, or the only one."""
+    return [value] if isinstance(value, str) else list(value)
 
 
 def _data_of(runs: Mapping[str, Path]) -> dict[str, Any]:

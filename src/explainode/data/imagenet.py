@@ -112,8 +112,7 @@ class ImageNetData(AnnotatedData):
         seed: int = 0,
         augment: Augment | None = None,
     ) -> None:
-        names = list(_IMAGENET_CATEGORIES) if num_classes == 1000 else []
-        super().__init__(root, size, names, num_classes, batch_size, num_workers, seed, augment)
+        super().__init__(root, size, class_names(num_classes), num_classes, batch_size, num_workers, seed, augment)
         self.synsets, self.devkit = synsets, devkit
 
     @cached_property

@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from torchvision.models._meta import _IMAGENET_CATEGORIES
 
 from explainode.data.annotated import MASK, AnnotatedData, Record, read_values
 from explainode.data.augment import Augment
 from explainode.data.image_folder import find_pictures
-from explainode.data.imagenet import read_synsets
+from explainode.data.imagenet import class_names, read_synsets
 from explainode.errors import UserError, nearest
 
 IGNORED = 1000
@@ -83,8 +82,7 @@ class ImageNetSData(AnnotatedData):
         seed: int = 0,
         augment: Augment | None = None,
     ) -> None:
-        names = list(_IMAGENET_CATEGORIES) if num_classes == 1000 else []
-        super().__init__(root, size, names, num_classes, batch_size, num_workers, seed, augment)
+        super().__init__(root, size, class_names(num_classes), num_classes, batch_size, num_workers, seed, augment)
         if target not in TARGETS:
             raise UserError(f"data.target must be own or foreground, got {target!r}; the nearest are {nearest(target, TARGETS)}")
         self.target, self.synsets, self.categories = target, synsets, categories

@@ -135,6 +135,8 @@ class Linear(Operation):
 
 
 class ConvolutionOperation(Linear):
+    """A convolution, also a transposed one: the linear map that its arguments say."""
+
     @property
     def map(self) -> LinearMap:
         _, weight, _, stride, padding, dilation, transposed, output_padding, groups = self.args
@@ -302,6 +304,8 @@ class Bilinear(Operation):
 
 
 class Softmax(Operation):
+    """Weights that are positive and add up to 1 along `dim`."""
+
     kind = "softmax"
 
     def keeps_sign(self) -> bool:
