@@ -19,7 +19,9 @@ from explainode.training.classifier import Classifier
 @pytest.fixture
 def data():
     def make(train_size=48, **settings):
-        return ShapesData(**{"train_size": train_size, "val_size": 16, "test_size": 16, "size": 16, "batch_size": 8, **settings})
+        return ShapesData(
+            **{"train_size": train_size, "val_size": 16, "test_size": 16, "size": 16, "batch_size": 8, **settings}
+        )
 
     return make
 
@@ -46,7 +48,9 @@ def network():
 @pytest.fixture
 def classifier(network):
     def make(seed=0, **settings):
-        return Classifier(**{"network": network(seed), "optimizer": partial(torch.optim.Adam, lr=1e-2), "num_classes": 8, **settings})
+        return Classifier(
+            **{"network": network(seed), "optimizer": partial(torch.optim.Adam, lr=1e-2), "num_classes": 8, **settings}
+        )
 
     return make
 

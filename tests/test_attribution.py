@@ -3,7 +3,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from explainode.attribution import REDUCTIONS, Explanation, check_reduction, mean_crop, normalize, rank_pixels, reduce_channels, upsample
+from explainode.attribution import (
+    REDUCTIONS,
+    Explanation,
+    check_reduction,
+    mean_crop,
+    normalize,
+    rank_pixels,
+    reduce_channels,
+    upsample,
+)
 from explainode.errors import UserError
 from explainode.metrics.localization import SegmentationAgreement
 from explainode.metrics.perturbation import Walk
@@ -21,7 +30,8 @@ def make_explanation(attribution: torch.Tensor) -> Explanation:
 
 
 @pytest.mark.parametrize(
-    ("reduction", "expected"), [("sum", -2.0), ("abs_sum", 8.0), ("abs_max", 5.0), ("positive_sum", 3.0), ("l2", 34**0.5)]
+    ("reduction", "expected"),
+    [("sum", -2.0), ("abs_sum", 8.0), ("abs_max", 5.0), ("positive_sum", 3.0), ("l2", 34**0.5)],
 )
 def test_reductions_of_3_minus_5_and_0(reduction, expected):
     assert reduction in REDUCTIONS
@@ -30,7 +40,11 @@ def test_reductions_of_3_minus_5_and_0(reduction, expected):
 
 
 def test_an_unknown_reduction_is_answered_with_the_known_ones():
-    for refuse in (check_reduction, lambda name: reduce_channels(torch.zeros(1, 3, 2, 2), name), lambda name: Walk(reduction=name)):
+    for refuse in (
+        check_reduction,
+        lambda name: reduce_channels(torch.zeros(1, 3, 2, 2), name),
+        lambda name: Walk(reduction=name),
+    ):
         with pytest.raises(UserError, match=r"no channel reduction named 'max'; the nearest are abs_max"):
             refuse("max")
     for metric in (Smoothness, SegmentationAgreement):
@@ -52,7 +66,10 @@ def test_mean_crop_keeps_what_is_not_below_the_maps_own_mean():
 
 
 def test_ranking_puts_the_most_relevant_first_and_keeps_raster_order_in_ties():
-    assert rank_pixels(torch.tensor([[[1.0, 5.0], [5.0, -2.0]], [[0.0, 0.0], [0.0, 0.0]]])).tolist() == [[1, 2, 0, 3], [0, 1, 2, 3]]
+    assert rank_pixels(torch.tensor([[[1.0, 5.0], [5.0, -2.0]], [[0.0, 0.0], [0.0, 0.0]]])).tolist() == [
+        [1, 2, 0, 3],
+        [0, 1, 2, 3],
+    ]
 
 
 def test_nan_has_no_rank():

@@ -15,11 +15,24 @@ from explainode.errors import UserError
 CONF = Path(__file__).parents[1] / "conf"
 ENTRIES = [(group, name) for group in registry.GROUPS for name in registry.names(group)]
 NEEDS_A_RUN = {("callback", "explanations"), ("callback", "checkpoint"), ("logger", "csv"), ("logger", "wandb")}
-HEAVY = {"tv_resnet101", "tv_wide_resnet101_2", "tv_resnext101_32x8d", "vgg16", "vgg16_bn", "vgg19_bn", "vit_b_16"}  # > 40 M parameters
+HEAVY = {
+    "tv_resnet101",
+    "tv_wide_resnet101_2",
+    "tv_resnext101_32x8d",
+    "vgg16",
+    "vgg16_bn",
+    "vgg19_bn",
+    "vit_b_16",
+}  # > 40 M parameters
 
 
 def test_the_package_holds_the_tree():
-    assert {path.name for path in registry.conf_folder().iterdir()} >= {"train.yaml", "evaluate.yaml", "explain.yaml", *registry.GROUPS}
+    assert {path.name for path in registry.conf_folder().iterdir()} >= {
+        "train.yaml",
+        "evaluate.yaml",
+        "explain.yaml",
+        *registry.GROUPS,
+    }
 
 
 @pytest.mark.parametrize(("group", "name"), ENTRIES, ids="/".join)
@@ -45,7 +58,9 @@ def test_entry_writes_out_every_parameter(group, name):
     assert given >= wanted, f"not in the yaml: {sorted(wanted - given)}"
 
 
-@pytest.mark.parametrize(("group", "name"), [e for e in ENTRIES if e[0] in ("explainer", "metric", "attack", "data")], ids="/".join)
+@pytest.mark.parametrize(
+    ("group", "name"), [e for e in ENTRIES if e[0] in ("explainer", "metric", "attack", "data")], ids="/".join
+)
 def test_entry_instantiates(group, name, tmp_path):
     if (group, name) == ("data", "cifar10"):
         with pytest.raises(UserError, match="download"):

@@ -17,7 +17,11 @@ MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 
 def commands(page: str) -> list[list[str]]:
     """The command lines of all bash blocks, as words; comments and prompts left out."""
-    lines = [line for block in re.findall(r"```bash\n(.*?)```", page, flags=re.S) for line in block.replace("\\\n", " ").splitlines()]
+    lines = [
+        line
+        for block in re.findall(r"```bash\n(.*?)```", page, flags=re.S)
+        for line in block.replace("\\\n", " ").splitlines()
+    ]
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
@@ -52,7 +56,9 @@ def test_readme_names_every_verb():
 
 
 @pytest.mark.parametrize(
-    "words", [w for w in commands(README) if w[0] == "explainode" and w[1] in ("train", "evaluate", "benchmark")], ids=" ".join
+    "words",
+    [w for w in commands(README) if w[0] == "explainode" and w[1] in ("train", "evaluate", "benchmark")],
+    ids=" ".join,
 )
 def test_readme_settings_compose(words):
     assert composing.compose(words[1], [word for word in words[2:] if not word.startswith("-")])

@@ -9,7 +9,15 @@ from torch import nn
 
 from explainode.data.batch import Batch
 from explainode.errors import UserError
-from explainode.evaluation import SharedResults, automatic_chunk_size, evaluate, explain, in_batches, is_correct, noise_draws
+from explainode.evaluation import (
+    SharedResults,
+    automatic_chunk_size,
+    evaluate,
+    explain,
+    in_batches,
+    is_correct,
+    noise_draws,
+)
 from explainode.explainers.base import Explainer
 from explainode.explainers.controls import RandomMap
 from explainode.explainers.gradient import InputXGradient, IntegratedGradients, Saliency
@@ -32,7 +40,9 @@ class Jitter(nn.Module):
 @pytest.fixture
 def network():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.Tanh(), Jitter(), nn.Conv2d(8, 8, 3, 2), nn.Tanh(), nn.Flatten(), nn.LazyLinear(5))
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2), nn.Tanh(), Jitter(), nn.Conv2d(8, 8, 3, 2), nn.Tanh(), nn.Flatten(), nn.LazyLinear(5)
+    )
 
 
 @pytest.fixture
@@ -56,16 +66,22 @@ class NeedsMask(MeanMap):
 
 
 @pytest.mark.parametrize("noise", ["off", "path", "mean:3"])
-@pytest.mark.parametrize("explainer", [Saliency(), IntegratedGradients(steps=6), RandomMap()], ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize(
+    "explainer", [Saliency(), IntegratedGradients(steps=6), RandomMap()], ids=lambda e: type(e).__name__
+)
 def test_result_does_not_depend_on_chunk_or_batch(network, images, noise, explainer):
     whole = explain(explainer, network, images, noise=noise, seed=3)
     for chunk in (1, 3):
         part = explain(explainer, network, images, noise=noise, seed=3, chunk_size=chunk)
         # convolutions of another batch size round differently: 1e-6 of the largest value
-        torch.testing.assert_close(part.attribution, whole.attribution, rtol=0, atol=1e-6 * float(whole.attribution.abs().max()))
+        torch.testing.assert_close(
+            part.attribution, whole.attribution, rtol=0, atol=1e-6 * float(whole.attribution.abs().max())
+        )
     order = torch.tensor([4, 0, 6])
     some = explain(explainer, network, images[order], noise=noise, seed=3, sample_ids=order)
-    torch.testing.assert_close(some.attribution, whole.attribution[order], rtol=0, atol=1e-6 * float(whole.attribution.abs().max()))
+    torch.testing.assert_close(
+        some.attribution, whole.attribution[order], rtol=0, atol=1e-6 * float(whole.attribution.abs().max())
+    )
     assert torch.equal(some.target, whole.target[order])
 
 
@@ -201,7 +217,14 @@ def test_evaluate_tables_say_what_the_images_say(network, images):
     for name, explainer in explainers.items():
         values = explain(explainer, network, images).heatmap().flatten(1).mean(1).double()
         row = next(row for row in results.rows if row.explainer == name)
-        assert (row.model, row.split, row.epoch, row.n, row.excluded, row.higher_is_better) == ("net", "val", 4, 7, 0, True)
+        assert (row.model, row.split, row.epoch, row.n, row.excluded, row.higher_is_better) == (
+            "net",
+            "val",
+            4,
+            7,
+            0,
+            True,
+        )
         assert row.value == pytest.approx(float(values.mean()), abs=1e-7)
         assert row.low < row.value < row.high
         assert "noise=off" in row.protocol
@@ -214,7 +237,9 @@ def test_evaluate_tables_say_what_the_images_say(network, images):
 
 def test_evaluate_does_not_depend_on_the_batch_size(network, images):
     tables = [
-        evaluate(network, {"s": Saliency()}, {"m": MeanMap()}, in_batches(images, batch_size=size), n=7).per_image["model", "s", "m"]
+        evaluate(network, {"s": Saliency()}, {"m": MeanMap()}, in_batches(images, batch_size=size), n=7).per_image[
+            "model", "s", "m"
+        ]
         for size in (1, 4, 7)
     ]
     for table in tables[1:]:
@@ -261,7 +286,9 @@ class Counted(nn.Module):
 def measured(network, images, explainer, kept=None, **options):
     counted = Counted(network)
     metrics = {"deletion": Deletion(points=6), "infidelity": Infidelity(draws=4, baseline="zero")}
-    found = evaluate(counted, {"e": explainer}, metrics, in_batches(images, batch_size=4), n=len(images), kept=kept, **options)
+    found = evaluate(
+        counted, {"e": explainer}, metrics, in_batches(images, batch_size=4), n=len(images), kept=kept, **options
+    )
     return found, counted.rows
 
 
@@ -271,7 +298,9 @@ def test_what_explanations_have_in_common_is_computed_once(network, images, nois
     first, all_rows = measured(network, images, InputXGradient(), kept, noise=noise)
     second, fewer = measured(network, images, Saliency(), kept, noise=noise)
     n = len(images)
-    assert rows == all_rows == n * (1 + 1 + 1 + 4 + 4)  # clean, explanation, blurred, 4 points between, 4 random squares
+    assert (
+        rows == all_rows == n * (1 + 1 + 1 + 4 + 4)
+    )  # clean, explanation, blurred, 4 points between, 4 random squares
     assert fewer == n * (1 + 4), "the explanation and the points of its own order"
     assert second.per_image == alone.per_image and first.per_image != alone.per_image
 
@@ -291,7 +320,10 @@ def test_shared_results_stay_within_their_memory(network, images):
 def test_a_slice_of_a_large_tensor_counts_as_the_whole(images):
     kept = SharedResults(1, limit=1024)
     batch = next(iter(in_batches(images)))
-    kept.close(batch, {"slice": torch.zeros(1000)[:2], "unknown": object(), "small": (torch.zeros(2), {"number": 1.0}), "flag": None})
+    kept.close(
+        batch,
+        {"slice": torch.zeros(1000)[:2], "unknown": object(), "small": (torch.zeros(2), {"number": 1.0}), "flag": None},
+    )
     assert set(kept.open(batch)) == {"small", "flag"} and kept.size == 8
     kept.open(batch)["other"] = 1
     assert "other" not in kept.open(batch)
@@ -329,7 +361,9 @@ def test_correctness_is_that_of_the_records_own_noise(network, images):
 
 def test_accuracy_may_be_known_from_other_images(network, images):
     known = {10: 1.0, 11: 0.0, 12: 1.0, 13: 1.0}
-    found = evaluate(network, {"s": Saliency()}, {"mean": MeanMap()}, in_batches(images, torch.zeros(7).long()), n=7, correct=known)
+    found = evaluate(
+        network, {"s": Saliency()}, {"mean": MeanMap()}, in_batches(images, torch.zeros(7).long()), n=7, correct=known
+    )
     row = next(row for row in found.rows if row.metric == "accuracy")
     assert (row.value, row.n) == (0.75, 4) and found.per_image["model", "", "accuracy"] == known
 
@@ -348,6 +382,9 @@ class Half(ExplanationMetric):
 
 def test_what_a_result_is_not_about_is_no_warning(network, images):
     found = evaluate(network, {"saliency": Saliency()}, {"half": Half()}, in_batches(images), n=7)
-    assert {row.metric: row.excluded for row in found.rows if row.explainer} == {"half.broken": 1, "half.about_others": 1}
+    assert {row.metric: row.excluded for row in found.rows if row.explainer} == {
+        "half.broken": 1,
+        "half.about_others": 1,
+    }
     (warning,) = found.warnings
     assert "half.broken: 1 of 7" in warning

@@ -45,7 +45,9 @@ def test_rows_are_the_means_and_tails_of_what_happened(teacher, surrogate, image
     assert rows["", "kappa_p95"].value == pytest.approx(float(distance.quantile(0.95)), abs=1e-6)
     assert rows["", "agreement"].value == pytest.approx(float((p.argmax(1) == q.argmax(1)).double().mean()))
     target = p.argmax(1)
-    expected = torch.cosine_similarity(*(Saliency()(network, images, target).flatten(1) for network in (teacher, surrogate)))
+    expected = torch.cosine_similarity(
+        *(Saliency()(network, images, target).flatten(1) for network in (teacher, surrogate))
+    )
     assert rows["saliency", "map_cosine"].value == pytest.approx(float(expected.mean()), abs=1e-5)
     assert rows["", "kappa"].low < rows["", "kappa"].value < rows["", "kappa"].high and rows["", "kappa"].n == 10
     assert set(results.per_image["ode", "", "kappa"]) == set(range(10))
@@ -53,7 +55,9 @@ def test_rows_are_the_means_and_tails_of_what_happened(teacher, surrogate, image
 
 def test_a_network_is_no_distance_from_itself(teacher, images):
     same = NeuralODE.from_resnet(teacher, RungeKutta("euler", steps=1))
-    values = {row.metric: row.value for row in measure_gap(teacher, same, {"saliency": Saliency()}, in_batches(images)).rows}
+    values = {
+        row.metric: row.value for row in measure_gap(teacher, same, {"saliency": Saliency()}, in_batches(images)).rows
+    }
     assert values["kappa"] == values["kappa_max"] == 0 and values["agreement"] == 1
     assert values["map_cosine"] == pytest.approx(1.0, abs=1e-6)
 
@@ -65,7 +69,10 @@ def test_maps_that_are_zero_have_no_cosine():
 
 def test_refining_shares_parameters_and_takes_so_many_steps(surrogate):
     found = dict(refinement(surrogate, [1, 4]))
-    assert {k: next(b.solver.steps for b in ode.modules() if hasattr(b, "solver")) for k, ode in found.items()} == {1: 1, 4: 4}
+    assert {k: next(b.solver.steps for b in ode.modules() if hasattr(b, "solver")) for k, ode in found.items()} == {
+        1: 1,
+        4: 4,
+    }
     assert next(found[4].parameters()) is next(surrogate.parameters())
 
 
@@ -140,7 +147,11 @@ def test_the_bound_of_constant_fields_is_the_limit_of_eq_9():
     teacher = nn.Sequential(*map(block, biases), Flatten()).eval()
     surrogate = NeuralODE.from_resnet(teacher, RungeKutta("euler", steps=2))
     found = bound(teacher, surrogate, torch.tensor([[0.3, -0.2]], dtype=torch.float64).view(1, 2, 1, 1))
-    assert float(found.lipschitz) == 0 and float(found.speed) == pytest.approx(4.0) and float(found.acceleration) == pytest.approx(5.0)
+    assert (
+        float(found.lipschitz) == 0
+        and float(found.speed) == pytest.approx(4.0)
+        and float(found.acceleration) == pytest.approx(5.0)
+    )
     assert float(found.a_priori) == pytest.approx(float(found.tail[0, -1]) * 5.0 * 2)
 
 

@@ -77,7 +77,9 @@ def test_libraries_stay_in_their_rooms(path):
     for name in _imports(path):
         library = name.split(".")[0]
         if library in ONLY_IN:
-            assert room in ONLY_IN[library], f"{room} imports {library}, which lives in {', '.join(sorted(ONLY_IN[library]))}"
+            assert room in ONLY_IN[library], (
+                f"{room} imports {library}, which lives in {', '.join(sorted(ONLY_IN[library]))}"
+            )
 
 
 def test_every_room_has_a_floor():
@@ -87,6 +89,8 @@ def test_every_room_has_a_floor():
 
 def test_every_package_is_in_the_wheel():
     """An editable install hides what `packages` in pyproject.toml leaves out."""
-    listed = re.findall(r'^  "(explainode[\w.]*)",$', (SOURCE.parents[1] / "pyproject.toml").read_text(encoding="utf-8"), flags=re.M)
+    listed = re.findall(
+        r'^  "(explainode[\w.]*)",$', (SOURCE.parents[1] / "pyproject.toml").read_text(encoding="utf-8"), flags=re.M
+    )
     found = {".".join(path.parent.relative_to(SOURCE.parent).parts) for path in SOURCE.rglob("__init__.py")}
     assert sorted(listed) == sorted(found | {"explainode.conf"})

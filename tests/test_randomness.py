@@ -37,7 +37,13 @@ def keys(n, *parts):
 
 def test_splitmix64_gives_the_published_sequence():
     """Seed 1234567 of Vigna's splitmix64.c: the reference values that Rosetta Code and other implementations print."""
-    published = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821]
+    published = [
+        6457827717110365317,
+        3203168211198807973,
+        9817491932198370423,
+        4593380528125082431,
+        16408922859458223821,
+    ]
     state = torch.tensor([1234567]) + randomness._steps(5, torch.device("cpu"))
     words = [word & ((1 << 64) - 1) for word in randomness._mix_(state).tolist()]
     assert words == published
@@ -46,15 +52,23 @@ def test_splitmix64_gives_the_published_sequence():
 
 def test_bits_are_pinned():
     """The same on every device, torch version and platform: integers, and a gather from a table of float32 quantiles."""
-    assert sha256(normal(keys(5, 1, "stream", 2), 1001)) == "44699d2903e68e89d8dd5e60a6d78372d6460fa6aad1869bbf1b353a3ebbd452"
-    assert sha256(uniform(keys(5, 1, "stream", 2), 1001)) == "ffc22a1ca7fa7d9708f9a558dc6533cfd1361ea7851823fc4e81f91fe5fc345e"
+    assert (
+        sha256(normal(keys(5, 1, "stream", 2), 1001))
+        == "44699d2903e68e89d8dd5e60a6d78372d6460fa6aad1869bbf1b353a3ebbd452"
+    )
+    assert (
+        sha256(uniform(keys(5, 1, "stream", 2), 1001))
+        == "ffc22a1ca7fa7d9708f9a558dc6533cfd1361ea7851823fc4e81f91fe5fc345e"
+    )
     assert permutation(10, 7, 3).tolist() == [8, 1, 9, 0, 3, 7, 4, 5, 2, 6]
 
 
 def test_the_table_is_the_normal_quantile_function():
     table = randomness._normal_table(torch.device("cpu")).double()
     p = (torch.arange(1 << 16, dtype=torch.float64) + 0.5) / (1 << 16)
-    assert torch.allclose(torch.special.ndtri(p), table, rtol=2e-5, atol=1e-7)  # the rescaling to unit variance moves values by 1.5e-5
+    assert torch.allclose(
+        torch.special.ndtri(p), table, rtol=2e-5, atol=1e-7
+    )  # the rescaling to unit variance moves values by 1.5e-5
     assert table.square().mean().item() == pytest.approx(1.0, abs=1e-7)
     assert torch.equal(table, -table.flip(0))
 
@@ -131,7 +145,9 @@ def test_normals_are_uncorrelated():
     n = 200_000
     limit = 5 / math.sqrt(n)
     base = normal(keys(2, 3, 0, 0, 0), n).double()
-    others = [normal(keys(2, *parts), n).double()[0] for parts in ((4, 0, 0, 0), (3, 1, 0, 0), (3, 0, 1, 0), (3, 0, 0, 1))]
+    others = [
+        normal(keys(2, *parts), n).double()[0] for parts in ((4, 0, 0, 0), (3, 1, 0, 0), (3, 0, 1, 0), (3, 0, 0, 1))
+    ]
     assert (base[0] * base[1]).mean().abs() < limit
     for lag in range(1, 9):
         assert (base[0, lag:] * base[0, :-lag]).mean().abs() < limit
@@ -147,7 +163,9 @@ def test_uniform_moments():
     assert (u.mean() - 1 / 2).abs() < 5 * math.sqrt(1 / 12 / n)
     assert (u.square().mean() - 1 / 3).abs() < 5 * math.sqrt(4 / 45 / n)
     counts = torch.histc(u, bins=64, min=0, max=1)
-    assert (counts - n / 64).square().sum() / (n / 64) < 63 + 5 * math.sqrt(2 * 63)  # chi-squared, 63 degrees of freedom
+    assert (counts - n / 64).square().sum() / (n / 64) < 63 + 5 * math.sqrt(
+        2 * 63
+    )  # chi-squared, 63 degrees of freedom
 
 
 def test_permutation_is_one_and_keyed():
@@ -162,7 +180,10 @@ def test_permutation_is_one_and_keyed():
 
 
 def test_key_parts_all_matter_and_keep_their_order():
-    assert len({chain(*parts) for parts in ((1, 2), (2, 1), (1, 2, 0), (12,), ("1", 2), (-1, 2), ("a", "b"), ("ab",), ())}) == 9
+    assert (
+        len({chain(*parts) for parts in ((1, 2), (2, 1), (1, 2, 0), (12,), ("1", 2), (-1, 2), ("a", "b"), ("ab",), ())})
+        == 9
+    )
     assert torch.equal(keys(4, 1, 2), sample_keys(torch.arange(4, dtype=torch.int32), 1, 2))
     assert len(set(keys(100_000, 1, 2).tolist())) == 100_000
 
@@ -220,7 +241,9 @@ def test_a_batch_of_another_size_is_refused():
 def test_noise_rows_carry_their_samples_noise():
     ids = torch.tensor([8, 3])
     with noise_scope(ids, seed=5), noise_rows(torch.tensor([0, 1, 0, 1, 1])) as scope:
-        assert torch.equal(scope.keys(5, torch.device("cpu"), 4), sample_keys(torch.tensor([8, 3, 8, 3, 3]), 5, 4, 0, 0))
+        assert torch.equal(
+            scope.keys(5, torch.device("cpu"), 4), sample_keys(torch.tensor([8, 3, 8, 3, 3]), 5, 4, 0, 0)
+        )
         with noise_rows(torch.tensor([4, 0])) as inner:  # rows of the enclosing batch, not of the outermost
             assert inner.sample_ids.tolist() == [3, 8]
     with noise_rows(torch.tensor([0])) as scope:

@@ -14,7 +14,10 @@ from PIL import Image
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 LINES = [
-    line for block in re.findall(r"```bash\n(.*?)```", README, flags=re.S) for line in block.splitlines() if line.startswith("explainode ")
+    line
+    for block in re.findall(r"```bash\n(.*?)```", README, flags=re.S)
+    for line in block.splitlines()
+    if line.startswith("explainode ")
 ]
 # one needs a cluster, one published weights: they are composed in test_docs
 ELSEWHERE = ("hydra/launcher=submitit_slurm", "experiment=benchmark_cifar10")
@@ -36,9 +39,12 @@ def small(line: str) -> str:
         extra += " data.verify=false"
     if line.endswith("run_dir=runs/b"):  # of its epochs one is chosen later, by accuracy
         extra = extra.replace(
-            "trainer.max_epochs=1", "trainer.max_epochs=2 callback.explanations.budget=null callback.explanations.images=4"
+            "trainer.max_epochs=1",
+            "trainer.max_epochs=2 callback.explanations.budget=null callback.explanations.images=4",
         )
-    if "cifar10_conditioned" in line:  # pictures of noise teach nothing: what learns them fast blows up, on some machines
+    if (
+        "cifar10_conditioned" in line
+    ):  # pictures of noise teach nothing: what learns them fast blows up, on some machines
         extra += " module.optimizer.lr=1e-4"
     if verb == "evaluate" and "cifar10" in line:
         extra += " data.verify=false data.val_size=32"
@@ -60,18 +66,30 @@ def make_cifar10(root: Path) -> None:
         }
         (folder / name).write_bytes(pickle.dumps({key.decode(): value for key, value in content.items()}, protocol=4))
     names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": names, "num_vis": 3072, "num_cases_per_batch": 100}, protocol=4))
+    (folder / "batches.meta").write_bytes(
+        pickle.dumps({"label_names": names, "num_vis": 3072, "num_cases_per_batch": 100}, protocol=4)
+    )
 
 
 @pytest.mark.slow
 def test_every_command_of_the_readme_runs(tmp_path):
     assert len(LINES) >= 8
     make_cifar10(tmp_path / "data")
-    Image.fromarray(np.random.default_rng(1).integers(0, 256, (60, 80, 3), dtype=np.uint8)).save(tmp_path / "picture.jpg")
-    outside = {name: value for name, value in os.environ.items() if name != "EXPLAINODE_RUN_ID"}  # of tests before this one
-    home = outside | {"WANDB_MODE": "offline", "HOME": str(tmp_path), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (60, 80, 3), dtype=np.uint8)).save(
+        tmp_path / "picture.jpg"
+    )
+    outside = {
+        name: value for name, value in os.environ.items() if name != "EXPLAINODE_RUN_ID"
+    }  # of tests before this one
+    home = outside | {
+        "WANDB_MODE": "offline",
+        "HOME": str(tmp_path),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
     start = "demo trainer.max_epochs=1"
     for line in [f"explainode {start}", *(line for line in LINES if not any(words in line for words in ELSEWHERE))]:
-        done = subprocess.run(["bash", "-c", small(line)], cwd=tmp_path, env=home, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(
+            ["bash", "-c", small(line)], cwd=tmp_path, env=home, capture_output=True, text=True, timeout=300
+        )
         assert done.returncode == 0, f"{small(line)}\n{done.stdout[-1500:]}\n{done.stderr[-2500:]}"
         assert "Traceback" not in done.stderr

@@ -19,7 +19,11 @@ def typed(values: dict[str, object]) -> list[str]:
     """The command of W&B's agent: `${args_no_hyphens}` becomes key=value words, `${env:NAME}` the environment's value."""
     words: list[str] = []
     for word in SWEEP["command"]:
-        words += [f"{k}={v}" for k, v in values.items()] if word == "${args_no_hyphens}" else [word.replace("${env:CIFAR10}", "/data")]
+        words += (
+            [f"{k}={v}" for k, v in values.items()]
+            if word == "${args_no_hyphens}"
+            else [word.replace("${env:CIFAR10}", "/data")]
+        )
     return words
 
 

@@ -102,7 +102,11 @@ def peak(call: Callable[[], None], x0: Tensor, warm: bool = False) -> float:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         call()
     assert profiler.profiler is not None and profiler.profiler.kineto_results is not None
-    events = [(event.start_ns(), event.nbytes()) for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events = [
+        (event.start_ns(), event.nbytes())
+        for event in profiler.profiler.kineto_results.events()
+        if event.name() == "[memory]"
+    ]
     held = most = 0
     for _, change in sorted(events, key=lambda event: event[0]):
         held += change
@@ -127,7 +131,9 @@ def exactness() -> None:
         solution = solver.solve(f, x, grid=grid)
         return list(torch.autograd.grad(solution.state.square().sum(), [x, *f.parameters()])), solution.grid
 
-    print(f"\n{'relative error of the gradient, C=16, 6x6, batch 4':44}{'float64':>22}{'float32 / naive':>24}{'torchdiffeq adjoint':>24}")
+    print(
+        f"\n{'relative error of the gradient, C=16, 6x6, batch 4':44}{'float64':>22}{'float32 / naive':>24}{'torchdiffeq adjoint':>24}"
+    )
     print(f"{'(target 1e-13; 2)':44}{'dx0':>11}{'dtheta':>11}{'dx0':>13}{'dtheta':>11}{'dx0':>13}{'dtheta':>11}")
     worst = [0.0, 0.0]
     for name, method in TABLEAUS.items():
@@ -203,7 +209,9 @@ def time(field: nn.Module, x0: Tensor, steps: int, rounds: int) -> None:
             row(f"  {name}", result[name], targets.get((name, input_only)))
 
 
-def curves(field: nn.Module, x0: Tensor, counts: Sequence[int], rounds: int) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+def curves(
+    field: nn.Module, x0: Tensor, counts: Sequence[int], rounds: int
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
     """For each number of steps the peak states of all methods, and their CPU seconds, the least of the turns.
 
     Methods take turns, of which short solutions get more than `rounds`.
@@ -229,7 +237,9 @@ def cpu_seconds(call: Callable[[], None]) -> float:
     return process_time() - start
 
 
-def plot(states: dict[str, list[float]], seconds: dict[str, list[float]], counts: Sequence[int], state: float, file: Path) -> None:
+def plot(
+    states: dict[str, list[float]], seconds: dict[str, list[float]], counts: Sequence[int], state: float, file: Path
+) -> None:
     """Memory and time of all methods against the number of steps, as one figure; `state` is the size of one in MiB."""
     import matplotlib
 
@@ -261,9 +271,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, nargs="+", default=[4, 16, 64], help="of the memory table")
-    parser.add_argument("--parts", nargs="+", default=["exactness", "memory", "time"], choices=["exactness", "memory", "time"])
-    parser.add_argument("--plot", type=Path, help="write memory and time against the number of steps to this file, and nothing else")
-    parser.add_argument("--largest", type=int, default=256, help="number of steps in the plot; naively 256 take 3.6 GiB")
+    parser.add_argument(
+        "--parts", nargs="+", default=["exactness", "memory", "time"], choices=["exactness", "memory", "time"]
+    )
+    parser.add_argument(
+        "--plot", type=Path, help="write memory and time against the number of steps to this file, and nothing else"
+    )
+    parser.add_argument(
+        "--largest", type=int, default=256, help="number of steps in the plot; naively 256 take 3.6 GiB"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)

@@ -53,7 +53,11 @@ def main() -> None:
             network(x)
 
     explainers = {name: get(f"explainer/{name}") for name in METHODS}
-    calls = {"unit": unit, "forward": forward, **{name: lambda e=e: e(network, x, target) for name, e in explainers.items()}}
+    calls = {
+        "unit": unit,
+        "forward": forward,
+        **{name: lambda e=e: e(network, x, target) for name, e in explainers.items()},
+    }
     measured, milliseconds = ratios(calls, options.rounds)
     print(
         f"{options.model}, {options.batch} images 224x224, unit {milliseconds:.0f} ms of CPU time\n{'method':<20}{'forwards':>9}{'backwards':>10}{'U':>7}"
@@ -64,7 +68,9 @@ def main() -> None:
             continue
         with count_passes() as passes:
             explainers[name](network, x, target)
-        print(f"{name:<20}{passes.forwards / options.batch:>9.0f}{passes.backwards / options.batch:>10.0f}{ratio:>7.2f}")
+        print(
+            f"{name:<20}{passes.forwards / options.batch:>9.0f}{passes.backwards / options.batch:>10.0f}{ratio:>7.2f}"
+        )
 
 
 if __name__ == "__main__":

@@ -33,7 +33,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=9, help="of single passes; methods of many passes take turns three times")
+    parser.add_argument(
+        "--rounds", type=int, default=9, help="of single passes; methods of many passes take turns three times"
+    )
     parser.add_argument("--groups", type=int, default=32)
     parser.add_argument("--channels", type=int, default=64, help="of the layer that Score-CAM explains")
     options = parser.parse_args()
@@ -90,7 +92,9 @@ def main() -> None:
         def __init__(self) -> None:
             super().__init__()
             self.network, self.narrow = network, nn.Identity()
-            network.layer4.register_forward_hook(lambda module, args, output: (self.narrow(output[:, : options.channels]), output)[1])
+            network.layer4.register_forward_hook(
+                lambda module, args, output: (self.narrow(output[:, : options.channels]), output)[1]
+            )
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.network(x)

@@ -36,7 +36,20 @@ STOCK = {
     "mobilenet_v2": 64, "mobilenet_v3_small": 64, "efficientnet_b0": 64, "convnext_tiny": 64, "vit_b_16": 64, "swin_t": 96,
     "deit_tiny_patch16_224": 224,
 }  # fmt: skip
-SOLVERS = ("euler", "midpoint", "heun2", "ralston", "fehlberg2", "heun3", "rk4", "rk4_38", "bosh3", "dopri5", "tsit5", "torchdiffeq")
+SOLVERS = (
+    "euler",
+    "midpoint",
+    "heun2",
+    "ralston",
+    "fehlberg2",
+    "heun3",
+    "rk4",
+    "rk4_38",
+    "bosh3",
+    "dopri5",
+    "tsit5",
+    "torchdiffeq",
+)
 
 
 def lived_in(network: nn.Module) -> nn.Module:
@@ -116,14 +129,21 @@ def main() -> None:
     torch.set_num_threads(1)
     found = cases()
     worst = 0.0
-    print(f"{'network':26}{'logits':>9}{'gradient':>10}" + "".join(f"{name:>13}" for name in (*CONSERVING, "z+ spread", *ABSORBING)))
+    print(
+        f"{'network':26}{'logits':>9}{'gradient':>10}"
+        + "".join(f"{name:>13}" for name in (*CONSERVING, "z+ spread", *ABSORBING))
+    )
     for name in options.names or found:
         build, size, noise = found[name]
         torch.manual_seed(0)
         start = time.process_time()
         forward_error, gradient_error, results = measure(build(), size, noise)
         worst = max(worst, *(results[composite][0] for composite in CONSERVING))
-        shown = [*(results[composite][0] for composite in CONSERVING), results["dtd_z_plus"][1], *(results[name][0] for name in ABSORBING)]
+        shown = [
+            *(results[composite][0] for composite in CONSERVING),
+            results["dtd_z_plus"][1],
+            *(results[name][0] for name in ABSORBING),
+        ]
         print(
             f"{name:26}{forward_error:>9.0e}{gradient_error:>10.0e}" + "".join(f"{value:>13.1e}" for value in shown)
             + f"   {time.process_time() - start:.0f} s",

@@ -113,7 +113,9 @@ def captums(network: nn.Module, x: Tensor, target: Tensor, expected: Tensor) -> 
 
 
 def completeness(names: list[str], size: int) -> None:
-    networks: dict[str, Callable[[int], nn.Module]] = {name: lambda size, name=name: stock_network(name, size) for name in STOCK} | OURS  # type: ignore[misc]
+    networks: dict[str, Callable[[int], nn.Module]] = {
+        name: lambda size, name=name: stock_network(name, size) for name in STOCK
+    } | OURS  # type: ignore[misc]
     print(f"\n|sum - (f(x) - f(x'))| / |f(x) - f(x')|, double precision, 2 images {size}x{size}")
     print(f"{'network':<38}{'rescale':>10}{'reveal':>10}{'target':>9}{'captum':>16}{'captum, mended':>16}")
     for name in names or networks:

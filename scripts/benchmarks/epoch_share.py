@@ -39,7 +39,9 @@ class RandomPictures(CIFAR10Data):
     def make_dataset(self, split: str) -> CIFAR10Dataset:
         n = {"train": 45_000, "val": 5_000, "test": 10_000}[split]
         draw = np.random.default_rng(0)
-        return CIFAR10Dataset(draw.integers(0, 256, (n, 3, 32, 32), dtype=np.uint8), draw.integers(0, 10, n), torch.arange(n))
+        return CIFAR10Dataset(
+            draw.integers(0, 256, (n, 3, 32, 32), dtype=np.uint8), draw.integers(0, 10, n), torch.arange(n)
+        )
 
 
 class Clock(Callback):
@@ -53,7 +55,9 @@ class Clock(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._ends = []
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         self._ends.append(time.monotonic())  # from end to end: what the data costs belongs to the step
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -68,7 +72,9 @@ class Shares(Callback):
 
     def __init__(self, clock: Clock, enough: int) -> None:
         self.clock, self.enough = clock, enough
-        self.passes: list[tuple[float, float, int, float]] = []  # seconds of a step, of the epoch; images, seconds of the explanations
+        self.passes: list[
+            tuple[float, float, int, float]
+        ] = []  # seconds of a step, of the epoch; images, seconds of the explanations
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.clock.explanations.latest is None:
@@ -89,11 +95,20 @@ def main() -> None:
         parser.error(f"--steps must be at least {SKIP + 2}, got {options.steps}")
     torch.set_num_threads(1)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for message in ("The '.*_dataloader' does not have many workers", "The number of training batches", ".*LeafSpec.*is deprecated"):
+    for message in (
+        "The '.*_dataloader' does not have many workers",
+        "The number of training batches",
+        ".*LeafSpec.*is deprecated",
+    ):
         warnings.filterwarnings("ignore", message=message)
 
     with tempfile.TemporaryDirectory() as folder:
-        overrides = [f"output_dir={folder}", "variant=resnet20", f"data.root={options.data or folder}", "data.verify=false"]
+        overrides = [
+            f"output_dir={folder}",
+            "variant=resnet20",
+            f"data.root={options.data or folder}",
+            "data.verify=false",
+        ]
         settings = plain(compose("train", ["experiment=cifar10_compare", *overrides]))
         seed_everything(settings["seed"], verbose=False)
         read = settings["data"]
@@ -115,7 +130,9 @@ def main() -> None:
     everything = []
     for step, epoch, images, seconds in shares.passes:
         everything.append(seconds / (epoch * explanations.every))
-        print(f"{steps} steps of {1000 * step:.0f} ms and validation: {epoch:.1f} s; {images} images explained in {seconds:.1f} s")
+        print(
+            f"{steps} steps of {1000 * step:.0f} ms and validation: {epoch:.1f} s; {images} images explained in {seconds:.1f} s"
+        )
     count = f"{len(explanations.explainers)} explainers, {len(explanations.metrics)} metrics, every {explanations.every} epoch(s)"
     row("epoch-end explanations / epoch, cifar10_compare", median(everything), TARGET, count)
 

@@ -38,7 +38,9 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def ratio(work: Callable[[], object], floor: Callable[[], object], device: torch.device, repeats: int) -> tuple[float, float]:
+def ratio(
+    work: Callable[[], object], floor: Callable[[], object], device: torch.device, repeats: int
+) -> tuple[float, float]:
     """Median over `repeats` of work / floor, each pair timed back to back in alternating order, and the median seconds of the floor."""
     work(), floor()
     ratios, floors = [], []
@@ -77,8 +79,15 @@ def pass_floor(device: torch.device, size: int, batch: int, repeats: int) -> Non
         explainer(network, x, target)  # a default layer is found in the first call
         with count_passes() as counted:
             explainer(network, x, target)
-        over, _ = ratio(partial(explainer, network, x, target), bare_loop(network, x, target, passes), device, max(3, repeats // passes))
-        print(f"{name:<24}{counted.forwards / batch:>10.2f}{counted.backwards / batch:>10.2f}{over:>12.3f}{'<= ' + format(aim, '.2f'):>9}")
+        over, _ = ratio(
+            partial(explainer, network, x, target),
+            bare_loop(network, x, target, passes),
+            device,
+            max(3, repeats // passes),
+        )
+        print(
+            f"{name:<24}{counted.forwards / batch:>10.2f}{counted.backwards / batch:>10.2f}{over:>12.3f}{'<= ' + format(aim, '.2f'):>9}"
+        )
 
 
 def completeness(data: str, weights: str, images: int, device: torch.device) -> None:
@@ -88,8 +97,12 @@ def completeness(data: str, weights: str, images: int, device: torch.device) -> 
     cifar = CIFAR10Data(data, verify=False)
     test = cifar.dataset("test")
     x = test.__getitems__(cifar.select_images(len(test), images)).image.to(device)
-    print(f"\nIntegrated gradients, black baseline, {images} CIFAR-10 test images: gradient evaluations and completeness error per image")
-    print(f"{'network':<10}{'method':<26}{'evaluations':>12}{'largest':>9}{'median error':>14}{'within 1 %':>12}{'map error':>11}")
+    print(
+        f"\nIntegrated gradients, black baseline, {images} CIFAR-10 test images: gradient evaluations and completeness error per image"
+    )
+    print(
+        f"{'network':<10}{'method':<26}{'evaluations':>12}{'largest':>9}{'median error':>14}{'within 1 %':>12}{'map error':>11}"
+    )
     for depth in (20, 32, 44):
         (path,) = sorted(Path(weights).glob(f"resnet{depth}-*"))
         network = cifar_resnet(depth, weights=str(path)).to(device).eval()
@@ -116,7 +129,9 @@ def completeness(data: str, weights: str, images: int, device: torch.device) -> 
                 f"{'ResNet-' + str(depth):<10}{name:<26}{statistics.mean(evaluations):>12.2f}{max(evaluations):>9}"
                 f"{error.median().item():>14.2%}{(error <= 0.0101).double().mean().item():>12.0%}{distance.mean().item():>11.1%}"
             )
-    print("Captum's default is gauss_legendre with 50 steps; map error: relative distance to 256 midpoint steps; target: adaptive <= 16.")
+    print(
+        "Captum's default is gauss_legendre with 50 steps; map error: relative distance to 256 midpoint steps; target: adaptive <= 16."
+    )
 
 
 def main() -> None:
@@ -125,7 +140,10 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument(
-        "--repeats", type=int, default=21, help="of a single pass; methods of many passes are repeated less, at least 3 times"
+        "--repeats",
+        type=int,
+        default=21,
+        help="of a single pass; methods of many passes are repeated less, at least 3 times",
     )
     parser.add_argument("--data", help="root of CIFAR-10, for completeness on trained networks")
     parser.add_argument("--weights", help="folder of the published resnet20-*.th, resnet32-*.th, resnet44-*.th")

@@ -57,7 +57,11 @@ def peak(call: Callable[[], object]) -> float:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         call()
     assert profiler.profiler is not None and profiler.profiler.kineto_results is not None
-    events = [(event.start_ns(), event.nbytes()) for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events = [
+        (event.start_ns(), event.nbytes())
+        for event in profiler.profiler.kineto_results.events()
+        if event.name() == "[memory]"
+    ]
     held = most = 0
     for _, change in sorted(events, key=lambda event: event[0]):
         held += change
@@ -108,7 +112,11 @@ def main() -> None:
     with torch.no_grad():
         plain = best_seconds(lambda: net(x), 5)
     print(f"{'':18}" + "".join(f"{f'with the {axis}':^24}" for axis in AXES) + f"{'itself':^30}")
-    print(f"{'explainer':18}" + "".join(f"{q:>8}" for _ in AXES for q in QUANTITIES) + f"{'fwd+bwd':>10}{'forwards':>10}{'MiB':>10}")
+    print(
+        f"{'explainer':18}"
+        + "".join(f"{q:>8}" for _ in AXES for q in QUANTITIES)
+        + f"{'fwd+bwd':>10}{'forwards':>10}{'MiB':>10}"
+    )
     for name in options.explainers:
         explainer, done = explainode.get(f"explainer/{name}"), {}
         cells = []
@@ -124,7 +132,12 @@ def main() -> None:
             cells += [exponent(sizes, [c.seconds for c in costs]), exponent(sizes, [c.memory for c in costs])]
         own = done[tuple(USUAL.values())]
         passes = f"{own.forwards / USUAL['batch']:g}+{own.backwards / USUAL['batch']:g}"
-        print(f"{name:18}" + "".join(f"{v:8.2f}" for v in cells) + f"{passes:>10}{own.seconds / plain:10.1f}{own.memory:10.1f}", flush=True)
+        print(
+            f"{name:18}"
+            + "".join(f"{v:8.2f}" for v in cells)
+            + f"{passes:>10}{own.seconds / plain:10.1f}{own.memory:10.1f}",
+            flush=True,
+        )
     print(f"{time.process_time() - start:.0f} s of CPU time; a plain forward takes {1000 * plain:.1f} ms")
 
 

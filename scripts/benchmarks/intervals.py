@@ -58,10 +58,17 @@ def intervals(images: int, resamples: int) -> None:
         statistics._kept_counts.cache_clear()
         first = cpu_seconds(lambda metric=metric: metric.summary(resamples))
         again = cpu_seconds(lambda metric=metric: metric.summary(resamples))
-        print(f"  {metric.kind:28} {len(metric.results)} results {first:8.3f} {again:7.3f}   {'met' if first <= TARGET else 'MISSED'}")
+        print(
+            f"  {metric.kind:28} {len(metric.results)} results {first:8.3f} {again:7.3f}   {'met' if first <= TARGET else 'MISSED'}"
+        )
     difference = np.random.default_rng(0).normal(size=images)
     statistics._kept_counts.cache_clear()
-    pair = cpu_seconds(lambda: (statistics.bootstrap_interval(difference, resamples), statistics.paired_sign_flip(difference, resamples)))
+    pair = cpu_seconds(
+        lambda: (
+            statistics.bootstrap_interval(difference, resamples),
+            statistics.paired_sign_flip(difference, resamples),
+        )
+    )
     print(f"  paired difference with its sign-flip test {pair:7.3f}           {'met' if pair <= TARGET else 'MISSED'}")
 
 

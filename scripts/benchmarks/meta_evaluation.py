@@ -110,7 +110,9 @@ def noisy(network: Planted, seed: int, noise: float = 0.01) -> Planted:
     return other
 
 
-def scores(explainer: Explainer, network: Planted, x: Tensor, metrics: dict[str, ExplanationMetric]) -> dict[str, np.ndarray]:
+def scores(
+    explainer: Explainer, network: Planted, x: Tensor, metrics: dict[str, ExplanationMetric]
+) -> dict[str, np.ndarray]:
     """{metric: (n,)} of its headline, turned so that more is better; NaN where excluded."""
     row, column = Planted().patch
     mask = torch.zeros(len(x), SIZE, SIZE, dtype=torch.int64)
@@ -166,17 +168,25 @@ def main() -> None:
         first = float(ranks(np.nanmean(every, axis=1)[:, None])[0, 0]) if not np.isnan(every).all() else float("nan")
         numbers, means = [], []
         for kind in ("map", "network"):
-            small, other = (np.array([[m[name] for m in tables] for tables in changed[f"{size} {kind}"]]) for size in ("small", "other"))
+            small, other = (
+                np.array([[m[name] for m in tables] for tables in changed[f"{size} {kind}"]])
+                for size in ("small", "other")
+            )
             if np.array_equal(other[0], every[:2], equal_nan=True):  # the metric does not look there
                 numbers += [np.nan] * 4
                 continue
             found = meta_evaluate(every[:2], small, other)
             numbers += [getattr(found, k) for k in kinds]
             means.append(found.consistency)
-        cells = ["  ".join(f"{value:10.2f}" if value == value else f"{'-':>10}" for value in numbers[k : k + 4]) for k in (0, 4)]
+        cells = [
+            "  ".join(f"{value:10.2f}" if value == value else f"{'-':>10}" for value in numbers[k : k + 4])
+            for k in (0, 4)
+        ]
         direction = "" if metrics[name].direction(metrics[name].results[0]) is not None else "  (a fact, no merit)"
         print(f"{name:26}{first:7.1f}   {cells[0]}   {cells[1]}  {np.mean(means) if means else np.nan:6.2f}{direction}")
-    print(f"{time.process_time() - start:.0f} s of CPU time, {options.images} images, {options.perturbations} perturbations of each kind")
+    print(
+        f"{time.process_time() - start:.0f} s of CPU time, {options.images} images, {options.perturbations} perturbations of each kind"
+    )
 
 
 if __name__ == "__main__":

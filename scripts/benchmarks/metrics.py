@@ -117,7 +117,9 @@ def resnet20() -> nn.Module:
     """ResNet-20 for 32x32 images, random weights: the cost is that of the trained one."""
     widths = [(16, 16, 1)] * 3 + [(16, 32, 2), (32, 32, 1), (32, 32, 1), (32, 64, 2), (64, 64, 1), (64, 64, 1)]
     stem = [nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
-    return nn.Sequential(*stem, *(SmallBlock(*w) for w in widths), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)).eval()
+    return nn.Sequential(
+        *stem, *(SmallBlock(*w) for w in widths), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)
+    ).eval()
 
 
 def cpu_seconds(work: Callable[[], object]) -> float:
@@ -150,11 +152,16 @@ def curves(name: str, network: nn.Module, batch: int, size: int, points: int, re
         with torch.no_grad():
             for first in range(0, rows, 64):
                 network(
-                    counted.x[: min(64, rows - first)] if batch >= 64 else counted.x.repeat(64 // batch, 1, 1, 1)[: min(64, rows - first)]
+                    counted.x[: min(64, rows - first)]
+                    if batch >= 64
+                    else counted.x.repeat(64 // batch, 1, 1, 1)[: min(64, rows - first)]
                 )
 
     engine, model = best(lambda: run(pair, counted), plain, repeats=repeats)
-    print(f"| deletion + insertion, {points} points, {name}, B={batch} | {rows} of {floor} | {engine / model:.3f} |", flush=True)
+    print(
+        f"| deletion + insertion, {points} points, {name}, B={batch} | {rows} of {floor} | {engine / model:.3f} |",
+        flush=True,
+    )
 
 
 class Operations(TorchDispatchMode):
@@ -214,7 +221,13 @@ def counts() -> None:
     print(
         f"\n{len(one_baseline())} metrics of one baseline: {first:g} forwards per image, each further explainer {counted.forwards / batch:g}"
     )
-    steps = {"sensitivity maximum, mean and local Lipschitz, 10 draws": [MaxSensitivity(), MeanSensitivity(), LocalLipschitz()]}
+    steps = {
+        "sensitivity maximum, mean and local Lipschitz, 10 draws": [
+            MaxSensitivity(),
+            MeanSensitivity(),
+            LocalLipschitz(),
+        ]
+    }
     steps["sensitivity of paper 001, 5 repetitions of 10 draws"] = [MaxSensitivity(repetitions=5)]
     steps["parameter randomization, 10 stages"] = [ParameterRandomization()]
     steps["class sensitivity"] = [ClassSensitivity()]
@@ -231,7 +244,9 @@ def filled_holes() -> None:
     counted = Counted(network, 64, 32)
     road, plain = [ROAD()], [ROAD(baseline="blur")]
     inpainted, blurred = best(lambda: run(road, counted), lambda: run(plain, counted), repeats=3)
-    print(f"ROAD, ResNet-20 at 32x32, B=64: {inpainted / blurred:.2f} of the time with a blur instead of the inpainting")
+    print(
+        f"ROAD, ResNet-20 at 32x32, B=64: {inpainted / blurred:.2f} of the time with a blur instead of the inpainting"
+    )
     guided: list[ExplanationMetric] = [HeatmapGuidedPGD()]
 
     def twenty() -> None:
@@ -243,7 +258,9 @@ def filled_holes() -> None:
     print(f"guided PGD, random weights, 20 steps: {ours / floor:.2f} of 20 forwards and backwards of the batch")
 
 
-def single_run(network: nn.Module, image: Tensor, order: Tensor, start: Tensor, finish: Tensor, step: int) -> list[float]:
+def single_run(
+    network: nn.Module, image: Tensor, order: Tensor, start: Tensor, finish: Tensor, step: int
+) -> list[float]:
     """RISE's protocol as its code runs it: one image, one step, one forward."""
     scores = []
     winner = int(network(image).argmax(1))
@@ -297,7 +314,15 @@ def peers() -> None:
 
     faithful: list[ExplanationMetric] = [Infidelity("normal", 0.05, 50)]
     theirs, ours = best(
-        lambda: infidelity(network, noise, counted.x, counted.attribution, target=target, n_perturb_samples=50, max_examples_per_batch=64),
+        lambda: infidelity(
+            network,
+            noise,
+            counted.x,
+            counted.attribution,
+            target=target,
+            n_perturb_samples=50,
+            max_examples_per_batch=64,
+        ),
         lambda: run(faithful, counted),
         repeats=3,
     )
@@ -316,7 +341,9 @@ def saliency_of_tuple(saliency: Callable[..., Tensor]) -> Callable[..., object]:
 
 def quantus_flipping(quantus: object, counted: Counted) -> None:
     """Quantus' PixelFlipping: as many forwards as the deletion with as many steps."""
-    metric = quantus.PixelFlipping(features_in_step=32, perturb_baseline="black", disable_warnings=True, display_progressbar=False)  # type: ignore[attr-defined]
+    metric = quantus.PixelFlipping(
+        features_in_step=32, perturb_baseline="black", disable_warnings=True, display_progressbar=False
+    )  # type: ignore[attr-defined]
     x, y = counted.x.numpy(), counted.logits.argmax(1).numpy()
     a = counted.attribution.sum(1, keepdim=True).numpy()
     deletion: list[ExplanationMetric] = [Deletion(points=33, baseline="zero")]
@@ -356,7 +383,9 @@ def main() -> None:
     fast: list[ExplanationMetric] = [Deletion(points="adaptive"), Insertion(points="adaptive")]
     run(pair, counted)
     images = counted.forwards
-    full, order, blur = (1e3 * t / images for t in best(lambda: run(pair, counted), lambda: rank(counted), lambda: blurred(counted)))
+    full, order, blur = (
+        1e3 * t / images for t in best(lambda: run(pair, counted), lambda: rank(counted), lambda: blurred(counted))
+    )
     print(f"\nBeyond the network, 224x224, B=64, per perturbed image: {full:.4f} ms (target <= 0.04)")
     print(f"  of these the walk itself {full - order - blur:.4f}, ranking {order:.4f}, blur {blur:.4f}")
     print(f"  blur is shared by all explainers of a batch: with five of them {full - 0.8 * blur:.4f} ms")
@@ -364,7 +393,9 @@ def main() -> None:
     run(fast, counted)
     adaptive = counted.forwards
     seconds = best(lambda: run(fast, counted), repeats=3)[0]
-    print(f"  adaptive curves: {adaptive / 64:.1f} forwards per image for both, {1e3 * seconds / adaptive:.3f} ms each beyond the network")
+    print(
+        f"  adaptive curves: {adaptive / 64:.1f} forwards per image for both, {1e3 * seconds / adaptive:.3f} ms each beyond the network"
+    )
 
     counts()
     filled_holes()
@@ -378,7 +409,9 @@ def main() -> None:
     values = np.random.default_rng(0).normal(size=1000)
     first = cpu_seconds(lambda: (bootstrap_interval(values), paired_sign_flip(values)))
     again = cpu_seconds(lambda: (bootstrap_interval(values), paired_sign_flip(values)))
-    print(f"Statistics, 1000 images x 10,000 resamples: {first:.3f} s, the next metric of the same images {again:.3f} s (target <= 0.5)")
+    print(
+        f"Statistics, 1000 images x 10,000 resamples: {first:.3f} s, the next metric of the same images {again:.3f} s (target <= 0.5)"
+    )
 
 
 def rank(counted: Counted) -> None:

@@ -33,7 +33,10 @@ class BatchStd(Noise):
 
 def draws(rounds: int) -> None:
     ids = torch.arange(SHAPE[0])
-    for name, x in {"": torch.empty(SHAPE), ", channels_last": torch.empty(SHAPE).to(memory_format=torch.channels_last)}.items():
+    for name, x in {
+        "": torch.empty(SHAPE),
+        ", channels_last": torch.empty(SHAPE).to(memory_format=torch.channels_last),
+    }.items():
         result, milliseconds = ratios(
             {
                 "randn": lambda: torch.randn(SHAPE),

@@ -28,7 +28,14 @@ from explainode.explainers.base import Explainer
 from explainode.explainers.deeplift import DeepLIFT
 
 SIZE, BASELINE = 64, 0.5
-REFUSALS = (RuntimeError, AssertionError, TypeError, ValueError, AttributeError, NotImplementedError)  # what peers were seen to raise
+REFUSALS = (
+    RuntimeError,
+    AssertionError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    NotImplementedError,
+)  # what peers were seen to raise
 Method = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
@@ -50,7 +57,12 @@ class Steps(nn.Module):
 
     def __init__(self, fields: Sequence[nn.Module], steps: int = 4) -> None:
         super().__init__()
-        self.stem, self.fields, self.head, self.steps = nn.Conv2d(3, 8, 3, 2), nn.ModuleList(fields), nn.Linear(8, 10), steps
+        self.stem, self.fields, self.head, self.steps = (
+            nn.Conv2d(3, 8, 3, 2),
+            nn.ModuleList(fields),
+            nn.Linear(8, 10),
+            steps,
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         z = self.stem(x)
@@ -156,7 +168,14 @@ def cases() -> list[Case]:
     subclass = lambda: with_signal(ResNet(Halved, [1, 1, 1, 1], num_classes=10), SIZE)  # noqa: E731
     return [
         Case("DeepLIFT, resnet18", resnet18, "captum", captum_deep_lift, lift, baseline=True),
-        Case("DeepLIFT, resnet18, own ReLUs", lambda: own_rectifiers(resnet18()), "captum", captum_deep_lift, lift, baseline=True),
+        Case(
+            "DeepLIFT, resnet18, own ReLUs",
+            lambda: own_rectifiers(resnet18()),
+            "captum",
+            captum_deep_lift,
+            lift,
+            baseline=True,
+        ),
         Case("DeepLIFT, F.relu", relu, "captum", captum_deep_lift, lift, baseline=True),
         Case("DeepLIFT, nn.GELU", lambda: plain(F.gelu, nn.GELU), "captum", captum_deep_lift, lift, baseline=True),
         Case("DeepLIFT, loop of a solver", lambda: loop(False), "captum", captum_deep_lift, lift, baseline=True),
@@ -168,9 +187,23 @@ def cases() -> list[Case]:
         Case("the same, canonized", resnet18, "zennit", zennit_canonized, plus),
         Case("the same, subclass of BasicBlock", subclass, "zennit", zennit_canonized, plus),
         Case("LRP epsilon plus, vit", vit, "zennit", zennit_epsilon_plus, attention),
-        Case("LRP, loop against unrolled", lambda: loop(False), "zennit", zennit_epsilon_plus, plus, equal=lambda: loop(True)),
+        Case(
+            "LRP, loop against unrolled",
+            lambda: loop(False),
+            "zennit",
+            zennit_epsilon_plus,
+            plus,
+            equal=lambda: loop(True),
+        ),
         Case("guided, F.relu against nn.ReLU", relu, "captum", captum_guided, guided, equal=modules),
-        Case("guided, compiled against eager", lambda: compiled(modules()), "captum", captum_guided, guided, equal=modules),
+        Case(
+            "guided, compiled against eager",
+            lambda: compiled(modules()),
+            "captum",
+            captum_guided,
+            guided,
+            equal=modules,
+        ),
     ]
 
 
@@ -221,7 +254,10 @@ def main() -> None:
             continue
         torch.manual_seed(0)
         network = case.network()
-        x, target = torch.rand(2, 3, SIZE, SIZE, dtype=torch.float64, generator=torch.Generator().manual_seed(1)), torch.tensor([1, 3])
+        x, target = (
+            torch.rand(2, 3, SIZE, SIZE, dtype=torch.float64, generator=torch.Generator().manual_seed(1)),
+            torch.tensor([1, 3]),
+        )
         peer = said(case, case.method, network, x, target) if installed(case.peer) else "skipped, not installed"
         truth = owed(case, network, x, target)
         record = explain(case.ours, network, x, target)

@@ -69,7 +69,9 @@ def main() -> None:
         found = explainer.decompose(safe, batch.image, target, [LAYER])[LAYER]
     x = found.signal + found.root
 
-    print("| division of x | part | its norm / x | f, the target's logit | probability | class kept |\n|---|---|---:|---:|---:|---:|")
+    print(
+        "| division of x | part | its norm / x | f, the target's logit | probability | class kept |\n|---|---|---:|---:|---:|---:|"
+    )
     parts = {("", "x"): x}
     for name, (signal, root) in divisions(found, torch.Generator().manual_seed(0)).items():
         parts |= {(name, "S"): signal, (name, "N"): root}
@@ -79,7 +81,9 @@ def main() -> None:
         probability = logits.softmax(1).gather(1, target[:, None]).mean()
         norm = (z.flatten(1).norm(dim=1) / x.flatten(1).norm(dim=1)).mean()
         kept = (logits.argmax(1) == target).double().mean()
-        print(f"| {name} | {part} | {norm:.2f} | {of_target.mean():.2f} ± {of_target.std():.2f} | {probability:.3f} | {kept:.3f} |")
+        print(
+            f"| {name} | {part} | {norm:.2f} | {of_target.mean():.2f} ± {of_target.std():.2f} | {probability:.3f} | {kept:.3f} |"
+        )
 
 
 if __name__ == "__main__":

@@ -95,7 +95,8 @@ class Team:
         spawn = mp.get_context("spawn")
         self.asked, self.done = [spawn.Queue() for _ in range(size)], spawn.Queue()
         self.processes = [
-            spawn.Process(target=worker, args=(rank, size, address, queue, self.done)) for rank, queue in enumerate(self.asked)
+            spawn.Process(target=worker, args=(rank, size, address, queue, self.done))
+            for rank, queue in enumerate(self.asked)
         ]
         for process in self.processes:
             process.start()
@@ -119,7 +120,10 @@ class Team:
 def scaling(folder: Path, rounds: int) -> None:
     """Rates of two processes over one, of the explanation pass and of plain arithmetic; on a busy machine only the second kind means much."""
     one, two = Team(1, ""), Team(2, f"file://{folder}/meet")
-    for name, work, note in (("explaining", explain, "target 1.8"), ("arithmetic", compute, "what the machine allows now")):
+    for name, work, note in (
+        ("explaining", explain, "target 1.8"),
+        ("arithmetic", compute, "what the machine allows now"),
+    ):
         times = [(one.seconds(work), two.seconds(work)) for _ in range(rounds + 1)][1:]  # the first fills caches
         for kind, what in enumerate(("on the clock", "of computing")):
             ratios = [2 * alone[kind] / both[kind] for alone, both in times]

@@ -60,7 +60,11 @@ def peak(call: Callable[[], object]) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         call()
     assert profiler.profiler is not None and profiler.profiler.kineto_results is not None
-    events = [(event.start_ns(), event.nbytes()) for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events = [
+        (event.start_ns(), event.nbytes())
+        for event in profiler.profiler.kineto_results.events()
+        if event.name() == "[memory]"
+    ]
     held = most = 0
     for _, change in sorted(events, key=lambda event: event[0]):
         held += change
@@ -73,7 +77,9 @@ def activations(network: nn.Module, x: Tensor) -> int:
     with guard(network) as network:
         tape = record(network, x)
     storages = {
-        value.data.untyped_storage().data_ptr(): value.data.untyped_storage().nbytes() for o in tape.operations for value in o.outputs
+        value.data.untyped_storage().data_ptr(): value.data.untyped_storage().nbytes()
+        for o in tape.operations
+        for value in o.outputs
     }
     # what BatchNorm reads is as large as what it makes, and is not held on the tape
     folded = sum(o.output.data.nbytes for o in tape.operations if type(o).__name__ == "Folded")
@@ -86,7 +92,9 @@ def peers(network: nn.Module, x: Tensor, target: Tensor) -> dict[str, Callable[[
         from captum.attr import GuidedBackprop, Saliency
 
         found["captum Saliency"] = lambda: Saliency(network).attribute(x.clone().requires_grad_(), target=target)
-        found["captum GuidedBackprop"] = lambda: GuidedBackprop(network).attribute(x.clone().requires_grad_(), target=target)
+        found["captum GuidedBackprop"] = lambda: GuidedBackprop(network).attribute(
+            x.clone().requires_grad_(), target=target
+        )
     if importlib.util.find_spec("zennit"):
         from zennit.attribution import Gradient
         from zennit.composites import EpsilonGammaBox, EpsilonPlus
@@ -100,7 +108,9 @@ def peers(network: nn.Module, x: Tensor, target: Tensor) -> dict[str, Callable[[
             return call
 
         found["zennit EpsilonPlus"] = zennits(lambda: EpsilonPlus(canonizers=[ResNetCanonizer()]))
-        found["zennit EpsilonGammaBox"] = zennits(lambda: EpsilonGammaBox(low=0.0, high=1.0, canonizers=[ResNetCanonizer()]))
+        found["zennit EpsilonGammaBox"] = zennits(
+            lambda: EpsilonGammaBox(low=0.0, high=1.0, canonizers=[ResNetCanonizer()])
+        )
     return found
 
 

@@ -50,7 +50,11 @@ def submit(folder: Path) -> str:
     options = ["--parsable", "--ntasks-per-node=2", "--time=60", f"--chdir={folder}", f"--output={folder}/out.txt"]
     environment = ONE_THREAD | {"EXPLAINODE": str(Path(sys.executable).with_name("explainode"))}
     done = subprocess.run(
-        ["sbatch", *options, SCRIPT, "trainer=ddp_sim", *SETTINGS], env=environment, capture_output=True, text=True, check=True
+        ["sbatch", *options, SCRIPT, "trainer=ddp_sim", *SETTINGS],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return done.stdout.strip()
 
@@ -79,18 +83,26 @@ def trial(folder: Path, phase: str, number: str, draw: random.Random, unbroken: 
         before = shown(output)
         ask("scancel", f"--signal={number}", job)
         if not wait_for(lambda: fact(job, "Restarts") == "1" and fact(job, "JobState") == "PENDING", PATIENCE):
-            return "hung" if fact(job, "JobState") in ("RUNNING", "COMPLETING") else f"not requeued ({fact(job, 'JobState')})", ""
+            return "hung" if fact(job, "JobState") in (
+                "RUNNING",
+                "COMPLETING",
+            ) else f"not requeued ({fact(job, 'JobState')})", ""
         run = folder / "runs" / "train" / job
         saved = steps(run)
         ask("scontrol", "update", f"jobid={job}", "starttime=now")
-        if not wait_for(lambda: fact(job, "JobState") not in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING"), PATIENCE, 0.5):
+        if not wait_for(
+            lambda: fact(job, "JobState") not in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING"), PATIENCE, 0.5
+        ):
             return "hung after resuming", ""
         if fact(job, "JobState") != "COMPLETED":
             return f"failed after resuming ({fact(job, 'JobState')})", ""
         difference = largest_difference(table(unbroken), table(run))
         equal = same_weights(unbroken, run)
         lost = max(0, before - saved)
-        return "resumed", f"step {saved}, lost {lost}, weights {'equal' if equal else 'DIFFER'}, table differs by {difference:g}"
+        return (
+            "resumed",
+            f"step {saved}, lost {lost}, weights {'equal' if equal else 'DIFFER'}, table differs by {difference:g}",
+        )
     finally:
         subprocess.run(["scancel", "--signal=KILL", job], env=ONE_THREAD, capture_output=True, check=False)
         subprocess.run(["scancel", job], env=ONE_THREAD, capture_output=True, check=False)
@@ -119,7 +131,9 @@ def main() -> None:
             start = time.monotonic()
             end, details = trial(place, phase, number, draw, unbroken)
             ends[end] += 1
-            print(f"{count:3} {number:5} in {phase:12} {end:16} {details} ({time.monotonic() - start:.0f} s)", flush=True)
+            print(
+                f"{count:3} {number:5} in {phase:12} {end:16} {details} ({time.monotonic() - start:.0f} s)", flush=True
+            )
     print(", ".join(f"{count} {end}" for end, count in ends.items()))
 
 

@@ -41,7 +41,10 @@ def main() -> None:
         ours = torchvision_resnet(name, mean=(0.0,) * 3, std=(1.0,) * 3)
         fit_state_dict(ours, theirs.state_dict())
         for training in (True, False):
-            calls = {"theirs": forward_and_backward(theirs.train(training), x), "ours": forward_and_backward(ours.train(training), x)}
+            calls = {
+                "theirs": forward_and_backward(theirs.train(training), x),
+                "ours": forward_and_backward(ours.train(training), x),
+            }
             result, milliseconds = ratios(calls, options.rounds)
             what = f"our {name} / torchvision's, {'train' if training else 'eval'} mode"
             row(what, result["ours"], 1.02, f"theirs {milliseconds:.0f} ms")

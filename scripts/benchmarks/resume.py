@@ -19,7 +19,17 @@ import tempfile
 import time
 from pathlib import Path
 
-from small_runs import ONE_THREAD, command, largest_difference, repeated_lines, same_weights, steps, table, train, wait_for
+from small_runs import (
+    ONE_THREAD,
+    command,
+    largest_difference,
+    repeated_lines,
+    same_weights,
+    steps,
+    table,
+    train,
+    wait_for,
+)
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 IMAGES, BATCH, EPOCHS = 768, 16, 3  # of the small settings

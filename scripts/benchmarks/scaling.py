@@ -46,7 +46,10 @@ class Device:
 
 # NVIDIA A100 80GB and H100 SXM data sheets. 0.23: ResNet-50 v1.5 in mixed precision at 2,900 images/s on an A100 (NVIDIA DeepLearningExamples).
 # 0.15 on the H100: an assumption, as its arithmetic has outgrown its memory. 16 cores: a common share of a host of 128 cores with 8 GPUs.
-DEVICES = (Device("A100 80GB", 312e12, 80 * GIB, 300e9, 0.23, 16), Device("H100 SXM", 989e12, 80 * GIB, 450e9, 0.15, 16))
+DEVICES = (
+    Device("A100 80GB", 312e12, 80 * GIB, 300e9, 0.23, 16),
+    Device("H100 SXM", 989e12, 80 * GIB, 450e9, 0.15, 16),
+)
 NODE = 8  # GPUs
 NETWORK = 25e9  # bytes per second and node: one InfiniBand HDR port of 200 Gbit/s
 DISK = 5e9  # bytes per second and node: one NVMe drive (PCIe 4; data sheets say up to 7)
@@ -111,7 +114,9 @@ def explanation_costs(images: int = 4) -> dict[str, float]:
     explainers = many(settings, "explainer")
     metrics = many(settings, "metric")
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(128, 8)).eval()
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(128, 8)
+    ).eval()
     count = {"forward": 0, "backward": 0}
 
     def forwards(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -121,7 +126,9 @@ def explanation_costs(images: int = 4) -> dict[str, float]:
 
     network.register_forward_hook(forwards)
     data = ShapesData(train_size=8, val_size=8, test_size=images, size=32)
-    results = evaluate(network, explainers, metrics, data.batches("test", range(images), images), n=images, panel=list(range(images)))
+    results = evaluate(
+        network, explainers, metrics, data.batches("test", range(images), images), n=images, panel=list(range(images))
+    )
     with tempfile.TemporaryDirectory() as folder:
         RunDirectory(folder).write_results(results)
         lines = {name: (Path(folder) / f"{name}.csv").read_text().splitlines()[1:] for name in ("metrics", "per_image")}
@@ -227,7 +234,9 @@ def print_table(c: Costs, device: Device, epochs: int, batch: int, explained: in
     print("".join(f"{name:>{width}}" for name, width in zip(head, widths, strict=True)))
     for gpus in (8, 16, 32, 64):
         ring = 2 * (gpus - 1) / gpus * 4 * c.weights
-        reduce = ring / device.link if gpus <= NODE else ring / NETWORK  # a ring over nodes is as fast as its slowest link
+        reduce = (
+            ring / device.link if gpus <= NODE else ring / NETWORK
+        )  # a ring over nodes is as fast as its slowest link
         fed = min(rate, decode)  # images/s that the cores have to decode
         compute, reading = batch / rate, batch / decode
         loading = batch * NODE * c.picture_bytes / DISK

@@ -77,19 +77,34 @@ def exactness() -> None:
         for diffusion in DIFFUSIONS:
             for steps in (4, 16):
                 problem = fields(diffusion, torch.float64)
-                compare(f"{kind.__name__}, {steps} steps, {diffusion}", kind(steps), kind(steps, "backprop"), problem, 1e-13)
+                compare(
+                    f"{kind.__name__}, {steps} steps, {diffusion}", kind(steps), kind(steps, "backprop"), problem, 1e-13
+                )
     for steps in (4, 16):
         problem = fields("additive", torch.float64)
-        compare(f"torchsde's adjoint, euler, {steps} steps", TorchSDE("euler", steps, "adjoint"), TorchSDE("euler", steps), problem, None)
+        compare(
+            f"torchsde's adjoint, euler, {steps} steps",
+            TorchSDE("euler", steps, "adjoint"),
+            TorchSDE("euler", steps),
+            problem,
+            None,
+        )
     print(f"\n{'float32: error against float64, of backprop and ours':72}{'backprop':>10}{'ours':>10}  target")
     for kind in (EulerMaruyama, Milstein):
         exact = gradients(kind(16), *fields("multiplicative", torch.float64))
-        single = [[g.double() for g in gradients(kind(16, gradient), *fields("multiplicative"))] for gradient in ("backprop", "discrete")]
+        single = [
+            [g.double() for g in gradients(kind(16, gradient), *fields("multiplicative"))]
+            for gradient in ("backprop", "discrete")
+        ]
         errors = [distance(found, exact) for found in single]
-        print(f"{kind.__name__ + ', 16 steps, multiplicative':72}{errors[0]:10.1e}{errors[1]:10.1e}  {verdict(errors[1], 2 * errors[0])}")
+        print(
+            f"{kind.__name__ + ', 16 steps, multiplicative':72}{errors[0]:10.1e}{errors[1]:10.1e}  {verdict(errors[1], 2 * errors[0])}"
+        )
 
 
-def compare(what: str, ours: Solver, theirs: Solver, problem: tuple[nn.Module, nn.Module, Tensor], target: float | None) -> None:
+def compare(
+    what: str, ours: Solver, theirs: Solver, problem: tuple[nn.Module, nn.Module, Tensor], target: float | None
+) -> None:
     (a, *b), (c, *d) = gradients(ours, *problem), gradients(theirs, *problem)
     state, parameters = distance([a], [c]), distance(b, d)
     print(f"{what:72}{state:10.1e}{parameters:10.1e}  {verdict(max(state, parameters), target)}")
@@ -125,7 +140,9 @@ def memory() -> None:
                 solver, problem = contenders(steps)[name], fields(diffusion)
                 peaks.append(peak(lambda solver=solver, problem=problem: gradients(solver, *problem)))
             numbers = "".join(f"{p:8.1f}" for p in peaks)
-            print(f"{diffusion + ': ' + name:64}{numbers}  {verdict(peaks[1], STATES if name == 'EulerMaruyama' else None)}")
+            print(
+                f"{diffusion + ': ' + name:64}{numbers}  {verdict(peaks[1], STATES if name == 'EulerMaruyama' else None)}"
+            )
 
 
 def peak(call: Callable[[], Any]) -> float:
@@ -145,7 +162,9 @@ def times(rounds: int) -> None:
             problem = fields(diffusion)
             calls[name] = lambda solver=solver, problem=problem: gradients(solver, *problem)
         found, milliseconds = ratios(calls, rounds)
-        print(f"\ntime of forward and backward, 16 steps, {diffusion}; by hand {milliseconds:.0f} ms; CPU time, medians of {rounds} rounds")
+        print(
+            f"\ntime of forward and backward, 16 steps, {diffusion}; by hand {milliseconds:.0f} ms; CPU time, medians of {rounds} rounds"
+        )
         for name, ratio in found.items():
             row(f"  {name}", ratio, TIME if name == "EulerMaruyama" else None)
 
@@ -166,7 +185,9 @@ class OurPath(torchsde.BaseBrownian):
         self.path, self.level = BrownianPath(sample_keys(torch.arange(PATHS[0]), 0), 4), level
 
     def __call__(self, ta: Any, tb: Any = None, return_U: bool = False, return_A: bool = False) -> Tensor:
-        return self.path.increment(round(float(ta) * (4 << self.level)), torch.empty(PATHS, dtype=self.dtype), self.level)
+        return self.path.increment(
+            round(float(ta) * (4 << self.level)), torch.empty(PATHS, dtype=self.dtype), self.level
+        )
 
     def __repr__(self) -> str:
         return "our path"
@@ -177,7 +198,9 @@ class Equation:
 
     noise_type, sde_type = "diagonal", "ito"
 
-    def __init__(self, drift: Callable[[Tensor], Tensor], diffusion: Callable[[Tensor], Tensor], solution: Tensor) -> None:
+    def __init__(
+        self, drift: Callable[[Tensor], Tensor], diffusion: Callable[[Tensor], Tensor], solution: Tensor
+    ) -> None:
         self.drift, self.diffusion, self.solution = drift, diffusion, solution
 
     def f(self, t: Tensor, y: Tensor) -> Tensor:
@@ -201,7 +224,9 @@ def equations() -> dict[str, Equation]:
         fresh = torch.randn(PATHS, dtype=x.dtype, generator=generator)
         x = x * math.exp(-THETA * h) + SIGMA * (w * decay / (THETA * h) + math.sqrt(rest) * fresh)
     return {
-        "geometric Brownian motion": Equation(lambda y: MU * y, lambda y: SIGMA * y, (MU - SIGMA**2 / 2 + SIGMA * brownian).exp()),
+        "geometric Brownian motion": Equation(
+            lambda y: MU * y, lambda y: SIGMA * y, (MU - SIGMA**2 / 2 + SIGMA * brownian).exp()
+        ),
         "Ornstein-Uhlenbeck": Equation(lambda y: -THETA * y, lambda y: torch.full_like(y, SIGMA), x),
     }
 
@@ -223,14 +248,22 @@ def methods(equation: Equation, additive: bool) -> dict[str, tuple[Callable[[int
     kinds: tuple[tuple[type[StochasticSolver], str], ...] = ((EulerMaruyama, "euler"), (Milstein, "milstein"))
     for kind, method in kinds:
         orders = 1.0 if additive else kind.strong_order, kind.weak_order
-        found[kind.__name__] = (lambda n, level, kind=kind: kind(n, refinement=level)(equation.f, equation.g, x0, key), *orders)
-        found[f"torchsde, {method}, on our path"] = (lambda n, level, method=method: theirs(equation, method, n, OurPath(level)), *orders)
+        found[kind.__name__] = (
+            lambda n, level, kind=kind: kind(n, refinement=level)(equation.f, equation.g, x0, key),
+            *orders,
+        )
+        found[f"torchsde, {method}, on our path"] = (
+            lambda n, level, method=method: theirs(equation, method, n, OurPath(level)),
+            *orders,
+        )
     return found
 
 
 def theirs(equation: Equation, method: str, steps: int, path: OurPath) -> Tensor:
     span = torch.tensor([0.0, 1.0], dtype=torch.float64)
-    return torchsde.sdeint(equation, torch.ones(PATHS, dtype=torch.float64), span, bm=path, method=method, dt=1 / steps)[-1]
+    return torchsde.sdeint(
+        equation, torch.ones(PATHS, dtype=torch.float64), span, bm=path, method=method, dt=1 / steps
+    )[-1]
 
 
 def slope(errors: list[float]) -> float:

@@ -25,7 +25,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--seconds", type=float, default=3.0, help="in three parts, of which the best and the median are shown")
+    parser.add_argument(
+        "--seconds", type=float, default=3.0, help="in three parts, of which the best and the median are shown"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     dataset = ShapesDataset(100_000, options.size)

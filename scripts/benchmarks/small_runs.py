@@ -47,7 +47,9 @@ def repeated_lines(run: Path) -> int:
     return len((run / "metrics.csv").read_text().splitlines()) - 1 - len(table(run))
 
 
-def largest_difference(a: Mapping[tuple[Any, ...], tuple[float, ...]], b: Mapping[tuple[Any, ...], tuple[float, ...]]) -> float:
+def largest_difference(
+    a: Mapping[tuple[Any, ...], tuple[float, ...]], b: Mapping[tuple[Any, ...], tuple[float, ...]]
+) -> float:
     """The largest difference between two tables; infinite where they do not have the same rows in the same order."""
     if list(a) != list(b):
         return float("inf")
@@ -77,7 +79,9 @@ def same_weights(a: Path, b: Path) -> bool:
 def _tensors(node: Any) -> list[torch.Tensor]:
     if isinstance(node, torch.Tensor):
         return [node]
-    parts: Sequence[Any] = list(node.values()) if isinstance(node, Mapping) else node if isinstance(node, (list, tuple)) else []
+    parts: Sequence[Any] = (
+        list(node.values()) if isinstance(node, Mapping) else node if isinstance(node, (list, tuple)) else []
+    )
     return [tensor for part in parts for tensor in _tensors(part)]
 
 

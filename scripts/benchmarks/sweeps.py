@@ -38,7 +38,13 @@ def main() -> None:
                 continue
             sweep, start = folder / launcher, time.monotonic()
             values = ",".join(map(str, MAGNITUDES))
-            train("-m", "trainer=ddp_sim", f"hydra/launcher={launcher}", f"model.noise.magnitude={values}", f"hydra.sweep.dir={sweep}")
+            train(
+                "-m",
+                "trainer=ddp_sim",
+                f"hydra/launcher={launcher}",
+                f"model.noise.magnitude={values}",
+                f"hydra.sweep.dir={sweep}",
+            )
             points = [sweep / str(point) for point in range(len(MAGNITUDES))]
             differences = [largest_difference(table(a), table(b)) for a, b in zip(alone, points, strict=True)]
             equal = sum(same_weights(a, b) for a, b in zip(alone, points, strict=True))

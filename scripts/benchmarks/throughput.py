@@ -56,7 +56,9 @@ def make_pictures(folder: Path, count: int = 256) -> Path:
     return folder
 
 
-def plain_step(channels_last: bool = False, bfloat16: bool = False, fused: bool = False, size: int = 224) -> Callable[[], None]:
+def plain_step(
+    channels_last: bool = False, bfloat16: bool = False, fused: bool = False, size: int = 224
+) -> Callable[[], None]:
     """One training step of ResNet-18 on a batch that is there."""
     torch.manual_seed(0)
     order = torch.channels_last if channels_last else torch.contiguous_format
@@ -249,13 +251,22 @@ def loop(rounds: int, steps: int = 30) -> None:
     for turn in range(rounds):
         base.append(plain())
         for everything in (False, True) if turn % 2 else (True, False):  # nobody always follows the same neighbor
-            found["with callbacks and loggers" if everything else "bare Lightning and our module"].append(ours(everything))
+            found["with callbacks and loggers" if everything else "bare Lightning and our module"].append(
+                ours(everything)
+            )
         booked = Booked("unused", steps=steps - 5, skip=3)
         ours(True, booked)
         shares.append(booked.share())
-    print(f"ResNet-20 on 32 px, batch 64, one thread, {steps} steps an epoch: {1000 * median(base):.1f} ms a step in a plain loop")
+    print(
+        f"ResNet-20 on 32 px, batch 64, one thread, {steps} steps an epoch: {1000 * median(base):.1f} ms a step in a plain loop"
+    )
     bare, full = (np.array(found[name]) for name in found)
-    row("  Lightning and our module / plain loop", median(bare / np.array(base)), None, "noise scope, metrics of training, hooks")
+    row(
+        "  Lightning and our module / plain loop",
+        median(bare / np.array(base)),
+        None,
+        "noise scope, metrics of training, hooks",
+    )
     row(
         "  with callbacks and loggers / without, turn by turn",
         median(full / bare),

@@ -23,7 +23,9 @@ def ratios(calls: Mapping[str, Callable[[], object]], rounds: int, repeat: int =
                 calls[name]()
             seconds[name].append((time.process_time() - start) / repeat)
     first = next(iter(seconds.values()))
-    return {name: median(a / b for a, b in zip(own, first, strict=True)) for name, own in seconds.items()}, 1000 * median(first)
+    return {
+        name: median(a / b for a, b in zip(own, first, strict=True)) for name, own in seconds.items()
+    }, 1000 * median(first)
 
 
 def row(what: str, ratio: float, target: float | None, note: str = "") -> None:

@@ -86,7 +86,9 @@ class Explanation:
 
     def heatmap(self, reduction: str = "sum") -> Tensor:
         """(B, H, W): the attribution reduced over channels and upsampled to the pixels of x."""
-        return self.memo(("heatmap", reduction), lambda: upsample(reduce_channels(self.attribution, reduction), self.x.shape[-2:]))
+        return self.memo(
+            ("heatmap", reduction), lambda: upsample(reduce_channels(self.attribution, reduction), self.x.shape[-2:])
+        )
 
 
 def check_reduction(name: str) -> str:

@@ -44,7 +44,9 @@ def filter_matrix(kernel: Tensor, size: int, pad: str) -> Tensor:
     """
     half = len(kernel) // 2
     if pad == "reflect" and half >= size:
-        raise UserError(f"a blur of {len(kernel)} pixels needs images larger than {half}, got a side of {size}; choose baseline=blur")
+        raise UserError(
+            f"a blur of {len(kernel)} pixels needs images larger than {half}, got a side of {size}; choose baseline=blur"
+        )
     source = torch.arange(size)[:, None] + torch.arange(-half, half + 1)  # (size, k) where each output looks
     weights = kernel.expand(size, -1)
     if pad == "reflect":

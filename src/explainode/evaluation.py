@@ -21,7 +21,16 @@ from torch import Tensor, nn
 from explainode.attribution import Explanation
 from explainode.data.batch import Batch
 from explainode.errors import UserError
-from explainode.explainers.base import Explainer, count_passes, finished, guard, pass_limit, predict, prepared, resolve_target
+from explainode.explainers.base import (
+    Explainer,
+    count_passes,
+    finished,
+    guard,
+    pass_limit,
+    predict,
+    prepared,
+    resolve_target,
+)
 from explainode.explainers.guard import unwrap
 from explainode.explainers.layers import cut_at
 from explainode.explainers.one_pass import OnePass, read_together
@@ -34,7 +43,9 @@ from explainode.randomness import noise_scope
 
 Progress = Callable[[str, int, int], None]
 
-_PIXELS_PER_PASS = 16 * 224 * 224  # of a chunk chosen by us: 16 pictures of 224x224, about 2 GiB of ResNet-18's activations
+_PIXELS_PER_PASS = (
+    16 * 224 * 224
+)  # of a chunk chosen by us: 16 pictures of 224x224, about 2 GiB of ResNet-18's activations
 
 
 def noise_draws(noise: str) -> int:
@@ -79,7 +90,9 @@ class _Network:
     sample_ids: Tensor
     limit: int
 
-    def _over_rows(self, compute: Callable[[Tensor, Tensor], Tensor], x: Tensor, rows: Tensor | None, draw: int | None) -> Tensor:
+    def _over_rows(
+        self, compute: Callable[[Tensor, Tensor], Tensor], x: Tensor, rows: Tensor | None, draw: int | None
+    ) -> Tensor:
         """`compute(x chunk, rows chunk)` over all rows, averaged over the noise draws; the chunk halves when memory runs out."""
         return self._all_over_rows(lambda part, row: (compute(part, row),), x, rows, draw)[0]
 
@@ -257,7 +270,9 @@ def explain(
     )
 
 
-def explain_many(explainers: Sequence[Explainer], model: nn.Module, x: Tensor, target: Target = None, **options: Any) -> list[Explanation]:
+def explain_many(
+    explainers: Sequence[Explainer], model: nn.Module, x: Tensor, target: Target = None, **options: Any
+) -> list[Explanation]:
     """What `explain` gives for each explainer, in their order, where those that read one forward and backward share it.
 
     Saliency, InputXGradient and the class activation maps made of gradients, of whatever layers, cost one pass together. Their maps are
@@ -314,7 +329,9 @@ def _explanations(
             if not waiting:
                 maps, passes, seconds = _timed(partial(session.explain_together, group, x), x.device)
                 counts = [passes, *(Passes() for _ in group[1:])]
-                waiting = [(attribution, count, seconds / len(group)) for attribution, count in zip(maps, counts, strict=True)]
+                waiting = [
+                    (attribution, count, seconds / len(group)) for attribution, count in zip(maps, counts, strict=True)
+                ]
             attribution, passes, seconds = waiting.pop(0)
             said: dict[str, Tensor] = {}
         else:
@@ -404,14 +421,18 @@ def is_correct(
     found: dict[int, float] = {}
     for batch in batches:
         batch = batch.to(device)
-        logits = _Network(model, noise, seed, batch.sample_id, _rows_at_once(chunk_size, batch.image)).forward(batch.image)
+        logits = _Network(model, noise, seed, batch.sample_id, _rows_at_once(chunk_size, batch.image)).forward(
+            batch.image
+        )
         found |= _hits(batch, logits)
     return found
 
 
 def _hits(batch: Batch, logits: Tensor) -> dict[int, float]:
     known = batch.label >= 0
-    return dict(zip(batch.sample_id[known].tolist(), (logits.argmax(1) == batch.label)[known].double().tolist(), strict=True))
+    return dict(
+        zip(batch.sample_id[known].tolist(), (logits.argmax(1) == batch.label)[known].double().tolist(), strict=True)
+    )
 
 
 class SharedResults:
@@ -509,7 +530,9 @@ def evaluate(
         UserError: if a metric needs masks, boxes, labels or fixations that the data does not have, or the target is a unit of a layer.
     """
     if isinstance(target, Unit):
-        raise UserError(f"evaluate measures explanations of classes, got {target}; explain a unit of a layer with explain()")
+        raise UserError(
+            f"evaluate measures explanations of classes, got {target}; explain a unit of a layer with explain()"
+        )
     measure_cost = any(metric.kind == "cost" for metric in metrics.values())  # of each method alone
     device = _device(model)
     cells = {(e, m): copy.deepcopy(metric) for e in explainers for m, metric in metrics.items()}
@@ -572,7 +595,21 @@ def evaluate(
         values = [hits[sample] for sample in sorted(hits)]
         low, high = bootstrap_interval(values)
         results.rows.append(
-            Row(epoch, split, name, "", "accuracy", float(np.mean(values)), low, high, len(values), 0, 0.0, True, "accuracy[top1]")
+            Row(
+                epoch,
+                split,
+                name,
+                "",
+                "accuracy",
+                float(np.mean(values)),
+                low,
+                high,
+                len(values),
+                0,
+                0.0,
+                True,
+                "accuracy[top1]",
+            )
         )
         results.per_image[name, "", "accuracy"] = hits
     for (e, m), metric in cells.items():
@@ -616,7 +653,11 @@ def evaluate(
 
 def missing_for(name: str, metric: ExplanationMetric, batch: Batch) -> str | None:
     """What the metric needs and the batch does not have, as a sentence; None where nothing is missing."""
-    missing = [need for need in sorted(metric.needs) if getattr(batch, need) is None or (need == "label" and (batch.label < 0).any())]
+    missing = [
+        need
+        for need in sorted(metric.needs)
+        if getattr(batch, need) is None or (need == "label" and (batch.label < 0).any())
+    ]
     if not missing:
         return None
     nouns, advice = zip(*(WHAT_IS_NEEDED[need] for need in missing), strict=True)

@@ -21,12 +21,16 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         OSError: if the folder cannot be made or written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name[:100]}.", suffix=".part", delete=False) as file:
+    with tempfile.NamedTemporaryFile(
+        dir=path.parent, prefix=f".{path.name[:100]}.", suffix=".part", delete=False
+    ) as file:
         try:
             yield file
             file.flush()
             os.fsync(file.fileno())
-            os.chmod(file.name, 0o666 & ~_umask())  # temporary files are private; a run directory is shared as the user's umask says
+            os.chmod(
+                file.name, 0o666 & ~_umask()
+            )  # temporary files are private; a run directory is shared as the user's umask says
             os.replace(file.name, path)
         except BaseException:
             with suppress(OSError):

@@ -83,7 +83,9 @@ def measure_gap(
         note("", "agreement", ids, (logits.argmax(1) == other.argmax(1)).double())
         for e, explainer in explainers.items():
             ours, theirs = (
-                explain(explainer, model, batch.image, logits.argmax(1), seed=seed, sample_ids=batch.sample_id).attribution
+                explain(
+                    explainer, model, batch.image, logits.argmax(1), seed=seed, sample_ids=batch.sample_id
+                ).attribution
                 for model in (teacher, surrogate)
             )
             note(e, "map_cosine", ids, map_cosine(ours, theirs))
@@ -96,22 +98,44 @@ def measure_gap(
     results = Results()
     for (e, metric), values in columns.items():
         results.per_image[name, e, metric] = values
-        results.rows.append(_row(epoch, split, name, e, metric, np.array([values[i] for i in sorted(values)]), metric != "kappa"))
+        results.rows.append(
+            _row(epoch, split, name, e, metric, np.array([values[i] for i in sorted(values)]), metric != "kappa")
+        )
     kappas = np.array(list(columns["", "kappa"].values()))
     for tail, largest in _LARGEST.items():
         value = largest(kappas)
-        results.rows.append(Row(epoch, split, name, "", f"kappa_{tail}", value, math.nan, math.nan, len(kappas), 0, 0.0, False, "gap"))
+        results.rows.append(
+            Row(epoch, split, name, "", f"kappa_{tail}", value, math.nan, math.nan, len(kappas), 0, 0.0, False, "gap")
+        )
     return results
 
 
-def _row(epoch: int, split: str, name: str, explainer: str, metric: str, values: np.ndarray, higher_is_better: bool) -> Row:
+def _row(
+    epoch: int, split: str, name: str, explainer: str, metric: str, values: np.ndarray, higher_is_better: bool
+) -> Row:
     found = values[~np.isnan(values)]
     low, high = bootstrap_interval(found)
     mean = float(found.mean()) if len(found) else math.nan
-    return Row(epoch, split, name, explainer, metric, mean, low, high, len(found), len(values) - len(found), 0.0, higher_is_better, "gap")
+    return Row(
+        epoch,
+        split,
+        name,
+        explainer,
+        metric,
+        mean,
+        low,
+        high,
+        len(found),
+        len(values) - len(found),
+        0.0,
+        higher_is_better,
+        "gap",
+    )
 
 
-def refinement(surrogate: NeuralODE, steps: Sequence[int], tableau: str | None = None) -> Iterator[tuple[int, NeuralODE]]:
+def refinement(
+    surrogate: NeuralODE, steps: Sequence[int], tableau: str | None = None
+) -> Iterator[tuple[int, NeuralODE]]:
     """The surrogate with so many steps in each block, one after the other, parameters shared: kappa that stays flat is an ODE's, kappa that rises a
     ResNet's.
 
@@ -192,10 +216,16 @@ def bound(teacher: nn.Module, surrogate: NeuralODE, x: Tensor, iterations: int =
                 defects.append(_norm(block(start) - end))
                 velocities.append(block.field(torch.zeros((), dtype=x.dtype, device=x.device), start))
                 speeds.append(_norm(velocities[-1]))
-            slopes.append(spectral_norm(partial(block.field, torch.zeros((), dtype=x.dtype, device=x.device)), start, iterations))
+            slopes.append(
+                spectral_norm(partial(block.field, torch.zeros((), dtype=x.dtype, device=x.device)), start, iterations)
+            )
             tails.append(spectral_norm(_piece(differentiable, x, block, None), end, iterations))
             following = ends[number + 1] if number + 1 < len(ends) else None
-            norms.append(tails[-1] if following is None else spectral_norm(_piece(differentiable, x, block, following), end, iterations))
+            norms.append(
+                tails[-1]
+                if following is None
+                else spectral_norm(_piece(differentiable, x, block, following), end, iterations)
+            )
     d, tail = torch.stack(defects, 1), torch.stack(tails, 1)
     product = torch.stack(norms, 1).flip(1).cumprod(1).flip(1)
     changes = [_norm(b - a) for a, b in pairwise(velocities) if a.shape == b.shape]
@@ -203,7 +233,9 @@ def bound(teacher: nn.Module, surrogate: NeuralODE, x: Tensor, iterations: int =
     q = torch.stack(changes, 1).amax(1) if changes else torch.zeros_like(p)
     T = N = len(ends)
     slope = k.double()  # exp(k T) is beyond the range of float32
-    distance = torch.where(slope > 0, (q / slope + p) * T / N * torch.expm1(slope * T), q * T * T / N)  # Eq. (9), and its limit
+    distance = torch.where(
+        slope > 0, (q / slope + p) * T / N * torch.expm1(slope * T), q * T * T / N
+    )  # Eq. (9), and its limit
     a_priori = tail[:, -1].double() * distance
     return Bound(observed, d, tail, product, (d * tail).sum(1), (d * product).sum(1), a_priori, p, q, k)
 

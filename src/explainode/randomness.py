@@ -22,7 +22,9 @@ from torch import Tensor
 GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: the step of splitmix64 (Steele et al. 2014)
 _MIX_1, _MIX_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _WORD = (1 << 64) - 1
-_BLOCK = 1 << 16  # hashes per pass on a CPU: the fastest of 2^13..2^17, large enough to amortize the calls, small enough for the cache
+_BLOCK = (
+    1 << 16
+)  # hashes per pass on a CPU: the fastest of 2^13..2^17, large enough to amortize the calls, small enough for the cache
 
 
 def _signed(word: int) -> int:
@@ -91,7 +93,9 @@ def _steps(count: int, device: torch.device) -> Tensor:
     return torch.arange(1, count + 1, device=device, dtype=torch.int64).mul_(_signed(GOLDEN))
 
 
-_normal_tables: dict[torch.device, Tensor] = {}  # a dictionary: torch.compile would trace through an lru_cache, and build the table anew
+_normal_tables: dict[
+    torch.device, Tensor
+] = {}  # a dictionary: torch.compile would trace through an lru_cache, and build the table anew
 
 
 def _normal_table(device: torch.device) -> Tensor:
@@ -234,5 +238,7 @@ def input_keys(x: Tensor, stream: str, draw: int) -> Tensor:
     if scope is None:
         return sample_keys(torch.arange(len(x), device=x.device), 0, stream, draw, 0)
     if len(x) != len(scope.sample_ids):
-        raise RuntimeError(f"the noise scope holds {len(scope.sample_ids)} samples, but {len(x)} rows ask for draws of stream {stream!r}")
+        raise RuntimeError(
+            f"the noise scope holds {len(scope.sample_ids)} samples, but {len(x)} rows ask for draws of stream {stream!r}"
+        )
     return sample_keys(scope.sample_ids.to(x.device), scope.seed, stream, draw, scope.draw)

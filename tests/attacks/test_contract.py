@@ -74,7 +74,9 @@ def test_the_world_stays_as_it_was(attack, network, pictures):
     assert net.training and net[1].training and not net[3].training
     assert not net[0].bias.requires_grad and net[0].weight.requires_grad
     assert all(parameter.grad is None for parameter in net.parameters())
-    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items()) and torch.equal(x, x_before)
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items()) and torch.equal(
+        x, x_before
+    )
     with torch.inference_mode():
         again = attack(nn.DataParallel(net), x, 0, extra(attack, x))  # a wrapper, in a validation loop
     assert torch.equal(first.x, again.x)
@@ -120,7 +122,11 @@ def test_empty_batch(attack, network, pictures):
 
 def test_bad_input_is_told_in_a_sentence(attack, network, pictures):
     net, x = network(), pictures(3)
-    for bad, words in ((x * 3 - 1, r"pixels must lie in \[0, 1\]"), (x[0], "must be a float tensor"), (x * torch.nan, "pixels must lie")):
+    for bad, words in (
+        (x * 3 - 1, r"pixels must lie in \[0, 1\]"),
+        (x[0], "must be a float tensor"),
+        (x * torch.nan, "pixels must lie"),
+    ):
         with pytest.raises(UserError, match=words):
             attack(net, bad, 0, extra(attack, x))
     with pytest.raises(UserError, match=r"target must have shape \(3,\), got \(2,\)"):

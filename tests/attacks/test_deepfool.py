@@ -20,7 +20,9 @@ def test_closed_form_on_a_linear_network(linear):
     w, logits = net[1].weight.detach(), net(x).detach()
     expected = []
     for i in range(20):
-        distances = torch.stack([(logits[i, k] - logits[i, target[i]]).abs() / (w[k] - w[target[i]]).norm() for k in range(6)])
+        distances = torch.stack(
+            [(logits[i, k] - logits[i, target[i]]).abs() / (w[k] - w[target[i]]).norm() for k in range(6)]
+        )
         distances[target[i]] = torch.inf
         nearest = int(distances.argmin())
         normal = w[nearest] - w[target[i]]
@@ -56,6 +58,10 @@ def test_masks_and_candidates(network, pictures):
 
 
 def test_bad_settings_are_told_in_a_sentence():
-    for settings, words in (({"steps": 0}, "at least one step"), ({"overshoot": -1}, "overshoot"), ({"classes": 0}, "other class")):
+    for settings, words in (
+        ({"steps": 0}, "at least one step"),
+        ({"overshoot": -1}, "overshoot"),
+        ({"classes": 0}, "other class"),
+    ):
         with pytest.raises(UserError, match=words):
             DeepFool(**settings)

@@ -16,7 +16,12 @@ def plain_pgd(net, x, target, epsilon, alpha, steps, norm="linf"):
     path = [x.clone()]
     for _ in range(steps):
         point = path[-1].clone().requires_grad_()
-        g = torch.stack([torch.autograd.grad(F.cross_entropy(net(p[None]), t[None]), p)[0] for p, t in zip(point, target, strict=True)])
+        g = torch.stack(
+            [
+                torch.autograd.grad(F.cross_entropy(net(p[None]), t[None]), p)[0]
+                for p, t in zip(point, target, strict=True)
+            ]
+        )
         if norm == "linf":
             delta = (path[-1] + alpha * g.sign() - x).clamp(-epsilon, epsilon)
         else:
@@ -87,7 +92,11 @@ def test_full_mask_is_plain_pgd(network, pictures):
     target = net(x).argmax(1)
     heat = torch.randn(10, 3, 8, 8, generator=torch.Generator().manual_seed(2))
     guided, plain = GuidedPGD(top=192)(net, x, target, heat), PGD()(net, x, target)
-    assert torch.equal(guided.x, plain.x) and torch.equal(guided.steps, plain.steps) and torch.equal(guided.success, plain.success)
+    assert (
+        torch.equal(guided.x, plain.x)
+        and torch.equal(guided.steps, plain.steps)
+        and torch.equal(guided.success, plain.success)
+    )
 
 
 def test_guided_pgd_changes_only_the_highest_values(network, pictures):
@@ -107,7 +116,10 @@ def test_gradient_map_guides_better_than_a_random_one(network, pictures):
     leaf = x.clone().requires_grad_()
     heat = torch.autograd.grad(F.cross_entropy(net(leaf), target, reduction="sum"), leaf)[0].abs()
     rate = {}
-    for name, relevance in {"ceiling": heat, "floor": torch.rand(x.shape, generator=torch.Generator().manual_seed(0))}.items():
+    for name, relevance in {
+        "ceiling": heat,
+        "floor": torch.rand(x.shape, generator=torch.Generator().manual_seed(0)),
+    }.items():
         rate[name] = GuidedPGD(epsilon=0.1, alpha=0.02, top=40)(net, x, target, relevance).success.float().mean()
     assert rate["ceiling"] > rate["floor"] + 0.1
 
@@ -116,9 +128,20 @@ def test_top_values_units_and_ties():
     x = torch.zeros(1, 2, 2, 2)
     relevance = torch.tensor([[[[1.0, 5.0], [2.0, 2.0]], [[4.0, -9.0], [2.0, 0.0]]]])
     assert top_values(relevance, x, 2)[0].int().flatten().tolist() == [0, 1, 0, 0, 1, 0, 0, 0]
-    assert top_values(relevance, x, 4)[0].int().flatten().tolist() == [0, 1, 1, 1, 1, 0, 0, 0]  # of three 2s the first two
+    assert top_values(relevance, x, 4)[0].int().flatten().tolist() == [
+        0,
+        1,
+        1,
+        1,
+        1,
+        0,
+        0,
+        0,
+    ]  # of three 2s the first two
     assert top_values(relevance, x, 1, "pixel")[0].int().tolist() == [[[1, 0], [0, 0]]] * 2  # 5, -4, 4, 2
-    coarse = top_values(torch.tensor([[[[1.0, 0.0], [0.0, 0.0]]]]), torch.zeros(1, 3, 4, 4), 3)  # one channel stands for all
+    coarse = top_values(
+        torch.tensor([[[[1.0, 0.0], [0.0, 0.0]]]]), torch.zeros(1, 3, 4, 4), 3
+    )  # one channel stands for all
     assert coarse[0, :, 0, 0].all() and coarse.sum() == 3
 
 

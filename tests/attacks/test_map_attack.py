@@ -38,7 +38,9 @@ def run(attack, net, x, ids=None):
 def network():
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 100, 4))
+        net = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 100, 4)
+        )
         for parameter in net.parameters():
             parameter.requires_grad_(False)
         net[-1].weight.mul_(5)
@@ -54,13 +56,23 @@ def test_rectifiers_are_softened_in_every_spelling():
     x = torch.linspace(-2, 8, 41, dtype=torch.float64)
     soft = torch.log1p(torch.exp(3 * x)) / 3
     with SoftRectifiers(3.0):
-        for spelled in (F.relu(x), torch.relu(x), x.relu(), nn.ReLU()(x), nn.ReLU(inplace=True)(x.clone()), F.relu(x, inplace=True)):
+        for spelled in (
+            F.relu(x),
+            torch.relu(x),
+            x.relu(),
+            nn.ReLU()(x),
+            nn.ReLU(inplace=True)(x.clone()),
+            F.relu(x, inplace=True),
+        ):
             torch.testing.assert_close(spelled, soft)
         torch.testing.assert_close(nn.ReLU6()(x), soft - torch.log1p(torch.exp(3 * (x - 6))) / 3)
         torch.testing.assert_close(
-            nn.Hardtanh(-1, 2)(x), -1 + torch.log1p(torch.exp(3 * (x + 1))) / 3 - torch.log1p(torch.exp(3 * (x - 2))) / 3
+            nn.Hardtanh(-1, 2)(x),
+            -1 + torch.log1p(torch.exp(3 * (x + 1))) / 3 - torch.log1p(torch.exp(3 * (x - 2))) / 3,
         )
-        assert torch.equal(torch.exp(x), x.exp()) and torch.equal(F.conv1d(x[None, None], x[None, None]), (x @ x).view(1, 1, 1))
+        assert torch.equal(torch.exp(x), x.exp()) and torch.equal(
+            F.conv1d(x[None, None], x[None, None]), (x @ x).view(1, 1, 1)
+        )
     assert torch.equal(F.relu(x), x.clamp(min=0))
     with SoftRectifiers(1e4):
         torch.testing.assert_close(F.relu(x), x.clamp(min=0), rtol=0, atol=1e-4)
@@ -148,7 +160,10 @@ def test_centers_and_targets_by_hand():
     assert center(heat).tolist() == [[1.5, 3.0]]
     target = TargetMapAttack().target(heat)
     assert target[0, 3, 4] == 0.75 and target[0, 1, 0] == 0.25
-    assert TargetMapAttack().progress(heat, target).item() == pytest.approx(1) and TargetMapAttack().progress(heat, heat).item() == 0
+    assert (
+        TargetMapAttack().progress(heat, target).item() == pytest.approx(1)
+        and TargetMapAttack().progress(heat, heat).item() == 0
+    )
     moved = torch.zeros(1, 5, 7)
     moved[0, 4, 6] = 1
     assert CenterAttack().progress(heat, moved).item() == pytest.approx(math.hypot(2.5, 3))
@@ -164,5 +179,8 @@ def test_refusals(network, pictures):
         CenterAttack(drift=2)
     with pytest.raises(UserError, match="epsilon must not be negative"):
         TargetMapAttack(epsilon=-1)
-    with noise_scope(torch.arange(5), active=False), pytest.raises(UserError, match="only methods made of gradients can"):
+    with (
+        noise_scope(torch.arange(5), active=False),
+        pytest.raises(UserError, match="only methods made of gradients can"),
+    ):
         TopPixelsAttack()(pictures, lambda x, rows: x.mean(1), lambda x, rows: network(x))

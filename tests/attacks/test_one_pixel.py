@@ -55,7 +55,11 @@ def test_the_score_never_rises(network, pictures):
         with torch.no_grad():
             found = OnePixel(population=12, generations=generations)(net, x, target)
             reached.append(net(found.x).softmax(1).gather(1, target[:, None])[:, 0])
-    assert (reached[1] <= reached[0] + 1e-6).all() and (reached[2] <= reached[1] + 1e-6).all() and (reached[2] < reached[0]).any()
+    assert (
+        (reached[1] <= reached[0] + 1e-6).all()
+        and (reached[2] <= reached[1] + 1e-6).all()
+        and (reached[2] < reached[0]).any()
+    )
 
 
 def test_forwards_are_counted(network, pictures):

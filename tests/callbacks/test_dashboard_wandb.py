@@ -17,12 +17,17 @@ from explainode.metrics.results import Results, Row
 from explainode.report.run import RunDirectory
 
 GOLDEN = Path(__file__).parent / "dashboard.json"
-SHOWN = Shown(("saliency", "random_map"), ("deletion_fast", "max_sensitivity", "max_sensitivity.floor", "smoothness.total_variation"))
+SHOWN = Shown(
+    ("saliency", "random_map"),
+    ("deletion_fast", "max_sensitivity", "max_sensitivity.floor", "smoothness.total_variation"),
+)
 
 
 @pytest.fixture
 def package():
-    return pytest.importorskip("wandb_workspaces", reason="wandb-workspaces is an optional package (the extra `reports`)")
+    return pytest.importorskip(
+        "wandb_workspaces", reason="wandb-workspaces is an optional package (the extra `reports`)"
+    )
 
 
 def drawn(spec):
@@ -30,7 +35,8 @@ def drawn(spec):
     found = {}
     for section in spec["spec"]["section"]["panel_bank_config"]["sections"]:
         found[section["name"]] = [
-            [panel["view_type"], {k: v for k, v in panel["config"].items() if v is not None}] for panel in section["panels"]
+            [panel["view_type"], {k: v for k, v in panel["config"].items() if v is not None}]
+            for panel in section["panels"]
         ]
     return found
 

@@ -101,7 +101,11 @@ def test_writes_and_logs_what_evaluate_finds(classifier, data, trainer, tmp_path
     run = trainer(tmp_path, [callback], max_epochs=2)
     run.fit(module, datamodule=images)
     chosen = sorted(callback.chosen)
-    assert chosen == [i * 16 // 6 for i in range(6)] and len(callback.panel()) == 3 and set(callback.panel()) <= set(chosen)
+    assert (
+        chosen == [i * 16 // 6 for i in range(6)]
+        and len(callback.panel()) == 3
+        and set(callback.panel()) <= set(chosen)
+    )
 
     again = evaluate(
         module.network.eval(),
@@ -137,7 +141,12 @@ class Epochs(ExplanationCallback):
 @pytest.fixture
 def recording():
     def make(**settings):
-        return Epochs(**({"explainers": {"sleepy": Sleepy()}, "metrics": {}, "images": 16, "panel_images": 2, "budget": None} | settings))
+        return Epochs(
+            **(
+                {"explainers": {"sleepy": Sleepy()}, "metrics": {}, "images": 16, "panel_images": 2, "budget": None}
+                | settings
+            )
+        )
 
     return make
 
@@ -153,7 +162,9 @@ class SlowEpoch(Callback):
         clock.sleep(self.seconds / 6)
 
 
-def test_explains_every_nth_epoch_and_the_last_and_never_in_the_sanity_check(classifier, data, trainer, tmp_path, recording):
+def test_explains_every_nth_epoch_and_the_last_and_never_in_the_sanity_check(
+    classifier, data, trainer, tmp_path, recording
+):
     callback = recording(every_n_epochs=2, images=[3, 5])
     trainer(tmp_path, [callback], max_epochs=5, num_sanity_val_steps=1).fit(classifier(), datamodule=data())
     assert callback.seen == [(1, [3, 5]), (3, [3, 5]), (4, [3, 5])]
@@ -222,7 +233,9 @@ def test_a_stop_inside_the_explanations_resumes_to_the_unbroken_run(classifier, 
         callback.__class__ = Stop
         callback.__dict__["stop"] = stop
         torch.manual_seed(3 if resume is None else 8)
-        run = trainer(tmp_path / name, [callback, EMAWeightAveraging(decay=0.5), RandomState(), Interrupt()], max_epochs=3)
+        run = trainer(
+            tmp_path / name, [callback, EMAWeightAveraging(decay=0.5), RandomState(), Interrupt()], max_epochs=3
+        )
         run.fit(module, datamodule=data(), ckpt_path=resume)
         return module.state_dict()
 
@@ -247,7 +260,9 @@ def test_explains_the_averaged_weights_that_were_validated(classifier, data, tra
             self.trained = {k: v.clone() for k, v in pl_module.network.state_dict().items()}
 
     images, callback, met = data(), explaining(metrics={"smoothness": Smoothness()}, images=[0, 5]), Met()
-    trainer(tmp_path, [callback, met, EMAWeightAveraging(decay=0.9)], max_epochs=1, checkpoint=False).fit(classifier(), datamodule=images)
+    trainer(tmp_path, [callback, met, EMAWeightAveraging(decay=0.9)], max_epochs=1, checkpoint=False).fit(
+        classifier(), datamodule=images
+    )
 
     def numbers(state):
         net = network()
@@ -270,7 +285,9 @@ def test_other_data_is_refused_before_training(classifier, data, trainer, tmp_pa
         trainer(tmp_path, [explaining()]).fit(classifier(), train_dataloaders=loader, val_dataloaders=loader)
 
 
-@pytest.mark.parametrize("settings", [{"every_n_epochs": 0}, {"panel_images": 0}, {"batch_size": 0}, {"budget": 0.0}, {"budget": -1.0}])
+@pytest.mark.parametrize(
+    "settings", [{"every_n_epochs": 0}, {"panel_images": 0}, {"batch_size": 0}, {"budget": 0.0}, {"budget": -1.0}]
+)
 def test_bad_settings_are_named(explaining, settings):
     with pytest.raises(UserError, match=str(next(iter(settings.values())))):
         explaining(**settings)

@@ -39,7 +39,11 @@ def test_stops_before_the_weights_change(classifier, data, trainer, tmp_path, va
     assert all(torch.equal(v, poison.weights[k]) for k, v in module.network.named_parameters())
     sentence = str(told.value)
     assert "step 8 (epoch 1, batch 2" in sentence and "the weights were not updated" in sentence
-    assert f"samples {poison.ids[2]} whose pixels are not finite" in sentence if where == "image" else "a gradient" in sentence
+    assert (
+        f"samples {poison.ids[2]} whose pixels are not finite" in sentence
+        if where == "image"
+        else "a gradient" in sentence
+    )
     checkpoint = tmp_path / "checkpoints" / "last.ckpt"
     assert str(checkpoint) in sentence
     assert torch.load(verify(checkpoint), weights_only=True)["global_step"] == 6
@@ -73,7 +77,13 @@ def test_infinite_gradients_of_float16_belong_to_the_scaler(classifier, data, tr
 
 def test_large_gradients_are_not_infinite(classifier, data, trainer, tmp_path):
     """1e30 is a number, though its square is none in float32."""
-    run = trainer(tmp_path, [Poison(1, 1e30, "gradient"), Finite()], max_epochs=1, gradient_clip_val=1.0, gradient_clip_algorithm="value")
+    run = trainer(
+        tmp_path,
+        [Poison(1, 1e30, "gradient"), Finite()],
+        max_epochs=1,
+        gradient_clip_val=1.0,
+        gradient_clip_algorithm="value",
+    )
     run.fit(classifier(), datamodule=data())
     assert run.global_step == 6
 

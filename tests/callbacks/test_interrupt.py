@@ -80,5 +80,7 @@ def test_after_the_very_last_batch_the_run_just_ends(classifier, data, trainer, 
 
 def test_says_where_without_other_checkpoints(classifier, data, trainer, tmp_path):
     with pytest.raises(TrainingInterrupted) as left:
-        trainer(tmp_path, [Press(1), Interrupt(str(tmp_path / "mine"))], checkpoint=False).fit(classifier(), datamodule=data())
+        trainer(tmp_path, [Press(1), Interrupt(str(tmp_path / "mine"))], checkpoint=False).fit(
+            classifier(), datamodule=data()
+        )
     assert left.value.checkpoint == tmp_path / "mine" / "last.ckpt" and left.value.checkpoint.is_file()

@@ -54,7 +54,10 @@ def records(file):
                 break
         time.sleep(0.1)
     read = subprocess.run(
-        [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)], capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)],
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert read.returncode == 0, read.stderr
     return list(map(json.loads, read.stdout.splitlines()))
@@ -94,7 +97,10 @@ def test_an_offline_run_holds_every_number_and_a_picture(classifier, data, train
     with open(moved / "logs" / "net" / "version_0" / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     logged = {
-        (name, int(row["epoch"])): float(value) for row in rows for name, value in row.items() if value and name not in ("epoch", "step")
+        (name, int(row["epoch"])): float(value)
+        for row in rows
+        for name, value in row.items()
+        if value and name not in ("epoch", "step")
     }
     assert {name for name, _ in logged} >= {
         "train/loss",
@@ -110,7 +116,10 @@ def test_an_offline_run_holds_every_number_and_a_picture(classifier, data, train
         (picture,) = history["explain/panel.filenames"][epoch]
         assert np.asarray(Image.open(files / picture)).std() > 10
         (curves,) = history["explain/curves.filenames"][epoch]
-        assert np.asarray(Image.open(files / curves)).std() > 10 and "deletion" in history["explain/curves.captions"][epoch][0]
+        assert (
+            np.asarray(Image.open(files / curves)).std() > 10
+            and "deletion" in history["explain/curves.captions"][epoch][0]
+        )
         table = json.loads((files / history["explain/table.path"][epoch]).read_text())
         values = {tuple(line[3:5]): line[5] for line in table["data"]}
         assert values["saliency", "smoothness.total_variation"] == pytest.approx(
@@ -136,7 +145,9 @@ def test_a_run_keeps_settings_code_and_the_checkpoint(classifier, data, trainer,
     assert config["model"] == {"noise": {"magnitude": 0.5}}
     axes = {r["metric"]["glob_name"]: r["metric"]["step_metric"] for r in found if "glob_name" in r.get("metric", {})}
     assert axes == dict.fromkeys(("train/*", "val/*", "test/*", "explain/*"), "epoch") | {"lr-*": "trainer/global_step"}
-    kept = {r["artifact"]["name"].split("-")[0]: r["artifact"]["manifest"]["contents"] for r in found if "artifact" in r}
+    kept = {
+        r["artifact"]["name"].split("-")[0]: r["artifact"]["manifest"]["contents"] for r in found if "artifact" in r
+    }
     assert set(kept) == {"source", "model"}
 
     def content(entry):
@@ -145,7 +156,9 @@ def test_a_run_keeps_settings_code_and_the_checkpoint(classifier, data, trainer,
     last = next(entry for entry in kept["model"] if entry["path"] == "last.ckpt")
     assert content(last) == (tmp_path / "moved" / "checkpoints" / "last.ckpt").read_bytes()
     assert content(kept["source"][0]) == source_zip()
-    assert (file.parent / "files" / "run" / "config.yaml").read_text() == (tmp_path / "moved" / "config.yaml").read_text()
+    assert (file.parent / "files" / "run" / "config.yaml").read_text() == (
+        tmp_path / "moved" / "config.yaml"
+    ).read_text()
     assert not list((tmp_path / "home").rglob("*.ckpt"))
 
 
@@ -153,7 +166,9 @@ def test_the_source_is_whole_and_always_the_same():
     first, second = source_zip(), source_zip()
     assert first == second
     with zipfile.ZipFile(io.BytesIO(first)) as archive:
-        assert {"explainode/__init__.py", "explainode/cli/main.py", "explainode.conf/train.yaml"} <= set(archive.namelist())
+        assert {"explainode/__init__.py", "explainode/cli/main.py", "explainode.conf/train.yaml"} <= set(
+            archive.namelist()
+        )
 
 
 def test_what_is_large_is_left_out_and_said(classifier, data, trainer, tmp_path, caplog):
@@ -209,7 +224,9 @@ def results():
     for explainer in ("saliency", "random_map"):
         values = draw.random(40)
         found.per_image["net", explainer, "max_sensitivity"] = dict(enumerate(values.tolist()))
-        found.rows.append(Row(3, "test", "net", explainer, "max_sensitivity", float(values.mean()), 0.4, 0.6, 40, 0, 1.0, False, "s"))
+        found.rows.append(
+            Row(3, "test", "net", explainer, "max_sensitivity", float(values.mean()), 0.4, 0.6, 40, 0, 1.0, False, "s")
+        )
         found.curves["net", explainer, "deletion"] = Curve(x, 1 - x, 0.9 - x, 1.1 - x, "removed", "probability")
         maps = draw.normal(size=(2, 1, 16, 16)).astype(np.float32)
         found.maps.append(Maps("net", explainer, 3, image, maps, nine, nine, nine, np.full(2, 0.5)))
@@ -230,14 +247,18 @@ def test_an_evaluation_is_a_run_of_its_own(tmp_path):
     run = next(r["run"] for r in read if "run" in r)
     assert (run["display_name"], run["job_type"], run["run_group"]) == ("study/net", "evaluate", "study/7")
     (item,) = (record["history"]["item"] for record in read if "history" in record)
-    assert item["test/accuracy"] == 0.5 and item["test/saliency/max_sensitivity"] == pytest.approx(found.rows[1].value, rel=1e-6)
+    assert item["test/accuracy"] == 0.5 and item["test/saliency/max_sensitivity"] == pytest.approx(
+        found.rows[1].value, rel=1e-6
+    )
     assert sum(item["test/sensitivity/saliency/max_sensitivity.values"]) == 40 and item["test/curve_points.nrows"] == 10
     for key in ("panel", "curves"):
         (picture,) = item[f"test/{key}.filenames"]
         assert np.asarray(Image.open(file.parent / "files" / picture)).std() > 10
     kept = next(r["artifact"] for r in read if "artifact" in r and r["artifact"]["name"].startswith("explanations"))
     names = [entry["path"] for entry in kept["manifest"]["contents"]]
-    assert {"metrics.csv", "curves.csv", "per_image.csv"} <= set(names) and sum(name.endswith(".npz") for name in names) == 2
+    assert {"metrics.csv", "curves.csv", "per_image.csv"} <= set(names) and sum(
+        name.endswith(".npz") for name in names
+    ) == 2
 
 
 def test_under_wandbs_sweep_agent_the_run_is_its_own(tmp_path, monkeypatch):
@@ -268,7 +289,9 @@ def test_a_server_that_refuses_costs_a_warning(tmp_path, monkeypatch, error):
 
     monkeypatch.setattr(wandb, "init", init)
     logger = wandb_logger(str(tmp_path), mode="online", code=False)
-    with pytest.warns(UserWarning, match=r"W&B cannot be used \(returned error 401: invalid API key\): the run is recorded offline"):
+    with pytest.warns(
+        UserWarning, match=r"W&B cannot be used \(returned error 401: invalid API key\): the run is recorded offline"
+    ):
         logger.log_metrics({"val/loss": 1.0, "epoch": 0}, step=1)
     wandb.finish()
     assert read_back(tmp_path)[0]["val/loss"] == {0: 1.0}
@@ -292,7 +315,9 @@ def test_each_logger_has_a_run_of_its_own(tmp_path):
 
     ids = {wandb_logger(str(tmp_path / name), name=name).experiment.id for name in ("one", "two")}
     wandb.finish()
-    assert len(ids) == 2 and all(len(list((tmp_path / name / "wandb").glob("offline-run-*"))) == 1 for name in ("one", "two"))
+    assert len(ids) == 2 and all(
+        len(list((tmp_path / name / "wandb").glob("offline-run-*"))) == 1 for name in ("one", "two")
+    )
 
 
 @pytest.mark.parametrize(

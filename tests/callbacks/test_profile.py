@@ -22,7 +22,17 @@ from explainode.metrics.smoothness import Smoothness
 def played(tmp_path, monkeypatch):
     """A function that plays an epoch of Lightning's actions with given seconds on a clock of its own; the profiler that heard it."""
 
-    def play(steps=12, reading=1.0, augmenting=0.5, forward=2.0, backward=3.0, stepping=0.25, hook=0.125, explaining=6.0, saving=2.0):
+    def play(
+        steps=12,
+        reading=1.0,
+        augmenting=0.5,
+        forward=2.0,
+        backward=3.0,
+        stepping=0.25,
+        hook=0.125,
+        explaining=6.0,
+        saving=2.0,
+    ):
         profiler = StepProfiler(tmp_path / "profile.txt", steps=4, skip=1)
         clock = [0.0]
         monkeypatch.setattr(profiler, "_now", lambda: clock[0])
@@ -39,7 +49,11 @@ def played(tmp_path, monkeypatch):
         for step in range(steps):
             slow = 7.0 if step == 0 else 1.0  # the first step, which fills caches, must not count
             spend("[_TrainingEpochLoop].train_dataloader_next", reading * slow)
-            spend("[Strategy]X.batch_to_device", 0.0, ("[LightningDataModule]Y.on_after_batch_transfer", augmenting * slow))
+            spend(
+                "[Strategy]X.batch_to_device",
+                0.0,
+                ("[LightningDataModule]Y.on_after_batch_transfer", augmenting * slow),
+            )
             closure = (
                 ("[Strategy]X.training_step", forward * slow),
                 ("[Strategy]X.backward", backward * slow, ("[Callback]finite.on_after_backward", hook)),
@@ -122,7 +136,8 @@ def test_every_setting_that_advice_names_exists():
         assert key in OmegaConf.select(config, place), name
     fused = compose("train", ["+module.optimizer.fused=true", "module.scheduler=null"])
     module = instantiate(
-        OmegaConf.to_container(fused.module, resolve=False) | {"num_classes": 8, "noise_seed": 0}, network=torch.nn.Linear(2, 2)
+        OmegaConf.to_container(fused.module, resolve=False) | {"num_classes": 8, "noise_seed": 0},
+        network=torch.nn.Linear(2, 2),
     )
     assert module.configure_optimizers().defaults["fused"] is True
 
@@ -134,7 +149,9 @@ def test_a_real_epoch(classifier, data, trainer, tmp_path):
         torch.manual_seed(0)
         module = classifier()
         explaining = ExplanationCallback({"saliency": Saliency()}, {"smoothness": Smoothness()}, images=2, budget=None)
-        trainer(tmp_path / str(len(weights)), [explaining], max_epochs=1, profiler=profiler).fit(module, datamodule=data())
+        trainer(tmp_path / str(len(weights)), [explaining], max_epochs=1, profiler=profiler).fit(
+            module, datamodule=data()
+        )
         weights.append(list(module.state_dict().values()))
     assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
     shares = profiler.shares()

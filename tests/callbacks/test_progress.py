@@ -56,7 +56,14 @@ def test_speaks_at_its_interval_also_inside_long_steps(classifier, data, trainer
     assert re.search(r"resnet \| epoch 1/2 \| training batch 2/6 \| loss \d\.\d{3} \| 0:\d\d left", text)
     assert "resnet | epoch 2/2 | explaining 32 images, ig 3/32" in text
     for epoch in (1, 2):
-        assert len(re.findall(rf"resnet \| epoch {epoch} done \| train loss \d\.\d+ \| train accuracy 0\.\d+ \| val loss", text)) == 1
+        assert (
+            len(
+                re.findall(
+                    rf"resnet \| epoch {epoch} done \| train loss \d\.\d+ \| train accuracy 0\.\d+ \| val loss", text
+                )
+            )
+            == 1
+        )
     assert ("\r" in text) is terminal
 
 

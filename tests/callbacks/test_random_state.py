@@ -13,7 +13,14 @@ from explainode.callbacks.random_state import RandomState, capture, preserved, r
 
 
 def draws():
-    return [random.random(), random.gauss(0, 1), *np.random.rand(2), np.random.randn(), *torch.rand(3).tolist(), torch.randn(1).item()]
+    return [
+        random.random(),
+        random.gauss(0, 1),
+        *np.random.rand(2),
+        np.random.randn(),
+        *torch.rand(3).tolist(),
+        torch.randn(1).item(),
+    ]
 
 
 def test_a_restored_state_draws_the_same(tmp_path):

@@ -78,9 +78,13 @@ def test_several_reasons_ask_with_one_voice(classifier, data, trainer, tmp_path,
     asked = []
     monkeypatch.setattr(leave, "agree_on_largest", lambda mine, device: asked.append(mine) or mine)
     with pytest.raises(TrainingInterrupted):
-        trainer(tmp_path, [Send(signal.SIGINT, "on_train_batch_start", 3), Interrupt(), Requeue()]).fit(classifier(), datamodule=data())
+        trainer(tmp_path, [Send(signal.SIGINT, "on_train_batch_start", 3), Interrupt(), Requeue()]).fit(
+            classifier(), datamodule=data()
+        )
     assert asked == [0, 0, 0, 1]  # the beginning and three batches
-    trainer(tmp_path / "whole", [Interrupt(), Requeue()], max_epochs=1, checkpoint=False).fit(classifier(), datamodule=data())
+    trainer(tmp_path / "whole", [Interrupt(), Requeue()], max_epochs=1, checkpoint=False).fit(
+        classifier(), datamodule=data()
+    )
 
 
 def test_it_leaves_when_another_rank_was_asked(classifier, data, trainer, tmp_path, monkeypatch):

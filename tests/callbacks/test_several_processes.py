@@ -35,7 +35,12 @@ def fit(folder: Path, devices: int, epochs: int, budget: float | None, resume: P
     """Weights that stand still, so that what is measured must not depend on who measures; 17 images, so that ranks differ in length."""
     torch.manual_seed(0)
     network = nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Dropout(0.2), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 8)
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Dropout(0.2),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(32, 8),
     )
     callback = ExplanationCallback(
         {"saliency": Saliency()},
@@ -47,7 +52,11 @@ def fit(folder: Path, devices: int, epochs: int, budget: float | None, resume: P
         budget=budget,
     )
     checkpoint = ModelCheckpoint(
-        folder / "checkpoints", "epoch{epoch:03d}", save_last=True, auto_insert_metric_name=False, save_on_train_epoch_end=True
+        folder / "checkpoints",
+        "epoch{epoch:03d}",
+        save_last=True,
+        auto_insert_metric_name=False,
+        save_on_train_epoch_end=True,
     )
     trainer = Trainer(
         accelerator="cpu",
@@ -81,7 +90,9 @@ def scenario(folder: Path, devices: int) -> None:
     try:
         fit(folder / "left", devices, 2, None, None)
     except TrainingPreempted as left:
-        assert left.checkpoint is not None and not (folder / "left" / "metrics.csv").read_text().count("\n1,")  # nothing of this epoch yet
+        assert left.checkpoint is not None and not (folder / "left" / "metrics.csv").read_text().count(
+            "\n1,"
+        )  # nothing of this epoch yet
         explanations.note = note
         fit(folder / "left", devices, 2, None, left.checkpoint)
     else:
@@ -108,15 +119,21 @@ def test_two_ranks_do_what_one_does(tmp_path):
     assert run.returncode == 0, output[-3000:]
 
     one, two = (RunDirectory(folder).read_results() for folder in (tmp_path / "one", tmp_path / "two" / "whole"))
-    assert [(r.epoch, r.explainer, r.metric, r.n) for r in one.rows] == [(r.epoch, r.explainer, r.metric, r.n) for r in two.rows]
+    assert [(r.epoch, r.explainer, r.metric, r.n) for r in one.rows] == [
+        (r.epoch, r.explainer, r.metric, r.n) for r in two.rows
+    ]
     for a, b in zip(one.rows, two.rows, strict=True):
         assert (a.value, a.low, a.high) == pytest.approx((b.value, b.low, b.high), abs=1e-6)
     assert [m.sample_id.tolist() for m in one.maps] == [m.sample_id.tolist() for m in two.maps]
     assert len(load_state(tmp_path / "two" / "whole" / "checkpoints" / "last.ckpt")["random_state"]) == 2
     left = RunDirectory(tmp_path / "two" / "left")
     assert len((left.path / "metrics.csv").read_text().splitlines()) == 1 + len(two.rows)
-    assert [(r.epoch, r.metric, r.value) for r in left.read_results().rows] == [(r.epoch, r.metric, r.value) for r in two.rows]
-    counts = {row.epoch: row.n for row in RunDirectory(tmp_path / "two" / "budget").read_results().rows if row.explainer}
+    assert [(r.epoch, r.metric, r.value) for r in left.read_results().rows] == [
+        (r.epoch, r.metric, r.value) for r in two.rows
+    ]
+    counts = {
+        row.epoch: row.n for row in RunDirectory(tmp_path / "two" / "budget").read_results().rows if row.explainer
+    }
     assert set(counts) == {0, 1} and counts[0] == counts[1]
 
 

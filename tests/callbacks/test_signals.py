@@ -10,7 +10,15 @@ import sys
 import pytest
 
 from explainode.callbacks import signals
-from explainode.callbacks.signals import NOTICES, PREEMPTIONS, TrainingPreempted, at_once, keep, keep_signals, take_signals
+from explainode.callbacks.signals import (
+    NOTICES,
+    PREEMPTIONS,
+    TrainingPreempted,
+    at_once,
+    keep,
+    keep_signals,
+    take_signals,
+)
 
 # What a program sees that was started with the signal blocked, as scripts/train.sbatch does, and signalled before its first statement.
 BLOCKED = """

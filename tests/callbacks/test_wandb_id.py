@@ -18,7 +18,12 @@ def test_every_start_in_a_run_directory_has_the_same_id(tmp_path):
 
 def test_variants_kinds_of_work_and_other_runs_have_others(tmp_path):
     """Also a run whose directory has the same name, as job 17 of another cluster has."""
-    ids = {stable_id(tmp_path / a / "17", job, name) for a in "ab" for job in ("train", "evaluate") for name in ("net", "twin")}
+    ids = {
+        stable_id(tmp_path / a / "17", job, name)
+        for a in "ab"
+        for job in ("train", "evaluate")
+        for name in ("net", "twin")
+    }
     assert len(ids) == 8
 
 

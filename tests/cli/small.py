@@ -23,7 +23,9 @@ SETTINGS = shlex.split(
     module.scheduler=null trainer.max_epochs=2 explainer=[saliency] metric=[smoothness] evaluation.images=7
     callback.explanations.images=5 callback.explanations.budget=null callback.explanations.batch_size=1 callback.progress.every=0.1"""
 )
-ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith("EXPLAINODE_")} | {"OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith("EXPLAINODE_")} | {
+    "OMP_NUM_THREADS": "1"
+}
 
 
 def command(*words: str) -> list[str]:
@@ -43,7 +45,13 @@ def started(folder: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
     """A run in a session of its own, whose whole tree of processes is ended with the context."""
     with open(folder / "out.txt", "w") as output:
         run = subprocess.Popen(
-            command(*words), cwd=folder, env=ENVIRONMENT, stdout=output, stderr=output, text=True, start_new_session=True
+            command(*words),
+            cwd=folder,
+            env=ENVIRONMENT,
+            stdout=output,
+            stderr=output,
+            text=True,
+            start_new_session=True,
         )
     try:
         yield run

@@ -61,7 +61,11 @@ def network(seed):
 def words(folder, names=("one", "two")):
     """Two networks of one architecture, with weights of their own."""
     chosen = f"models={{{','.join(f'{name}:six_block' for name in names)}}}"
-    own = [f"models.{name}.{setting}" for name in names for setting in ("width=8", "blocks=1", f"weights={folder}/{name}.pt")]
+    own = [
+        f"models.{name}.{setting}"
+        for name in names
+        for setting in ("width=8", "blocks=1", f"weights={folder}/{name}.pt")
+    ]
     return [chosen, *own, *SMALL, *EVALUATION]
 
 
@@ -102,10 +106,14 @@ def evaluations(monkeypatch):
 def contents(folder):
     """Every file of a benchmark, without what depends on clock and folder."""
     found = {}
-    for path in sorted(p for p in Path(folder).rglob("*") if p.is_file() and p.name not in (".lock", "versions.yaml", "report.html")):
+    for path in sorted(
+        p for p in Path(folder).rglob("*") if p.is_file() and p.name not in (".lock", "versions.yaml", "report.html")
+    ):
         name, data = str(path.relative_to(folder)), path.read_bytes()
         if path.name == "metrics.csv":
-            data = [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(data.decode().splitlines())]
+            data = [
+                {k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(data.decode().splitlines())
+            ]
         elif path.name == "cell.json":
             data = {k: v for k, v in json.loads(data).items() if k != "seconds"}
         elif path.name == "config.yaml":
@@ -142,7 +150,10 @@ def test_an_experiments_networks_are_replaced_by_others():
     config = compose_benchmark(["experiment=benchmark_cifar10", "models=[resnet44,resnet56]", "data.root=x"])
     assert sorted(config.models) == ["resnet44", "resnet56"] and config.models.resnet56.depth == 56
     assert config.data.root == "x" and config.evaluation.only_correct
-    assert list(compose_benchmark(["experiment=benchmark_cifar10", "~model@models.resnet44"]).models) == ["resnet20", "resnet32"]
+    assert list(compose_benchmark(["experiment=benchmark_cifar10", "~model@models.resnet44"]).models) == [
+        "resnet20",
+        "resnet32",
+    ]
 
 
 def test_an_experiment_of_one_network_is_a_benchmark_of_one():
@@ -162,7 +173,9 @@ def test_experiments_hold_explanations_and_controls(name):
 
 def test_defaults_hold_explanations_and_controls():
     config = compose("benchmark", [])
-    assert {"random_map", "centre_prior", "edge_map", "inverted_map"} < set(config.explainer) and len(config.explainer) >= 16
+    assert {"random_map", "centre_prior", "edge_map", "inverted_map"} < set(config.explainer) and len(
+        config.explainer
+    ) >= 16
 
 
 @pytest.mark.parametrize(
@@ -177,13 +190,22 @@ def test_defaults_hold_explanations_and_controls():
         (["models=[six_block]", "data=shapes", "explainer=[salienci]"], "saliency"),
         (["models=[six_block]", "data=shapes", "models.six_block.weigths=x"], "models.six_block.weights"),
         (["models=[six_block]", "data=shapes", "explainer.ig.steps=3"], "explainer 'ig' is not chosen"),
-        (["models=[six_block]", "data=shapes"], "models.six_block has no weights, and a network with random ones has nothing to explain"),
+        (
+            ["models=[six_block]", "data=shapes"],
+            "models.six_block has no weights, and a network with random ones has nothing to explain",
+        ),
         (["models=[six_block]", "data=shapes", "models.six_block.weights=nowhere.pt"], "nowhere.pt"),
         (["models=[six_block,six_block]", "data=shapes"], "names a network twice"),
         (["models={a-b:six_block}", "data=shapes"], "a network cannot be called 'a-b'"),
         (["models={six_block", "data=shapes"], "cannot read 'models={six_block'"),
-        (["experiment=cifar10_sde"], "experiment/cifar10_sde overrides 'module', which explainode benchmark does not have"),
-        (["experiment=paper000_table1", "model=resnet20"], "experiment/paper000_table1 overrides 'model@model.teacher'"),
+        (
+            ["experiment=cifar10_sde"],
+            "experiment/cifar10_sde overrides 'module', which explainode benchmark does not have",
+        ),
+        (
+            ["experiment=paper000_table1", "model=resnet20"],
+            "experiment/paper000_table1 overrides 'model@model.teacher'",
+        ),
         (["runs=[nowhere]"], "nowhere is not a run directory"),
         (["runs=[a/x,a/x]"], "the runs need different names"),
         (["model=neural_ode", "data=shapes"], "models.neural_ode has no weights"),
@@ -217,20 +239,37 @@ def test_cells_hold_what_evaluate_finds(cli):
     metrics = {name: explainode.get(f"metric/{name}") for name in ("deletion_fast", "smoothness")}
     for seed, name in enumerate(("one", "two")):
         expected = evaluate(
-            network(seed), explainers, metrics, data.batches("test", chosen, 5), n=40, name=name, panel=[chosen[0], chosen[4], chosen[8]]
+            network(seed),
+            explainers,
+            metrics,
+            data.batches("test", chosen, 5),
+            n=40,
+            name=name,
+            panel=[chosen[0], chosen[4], chosen[8]],
         )
         for key, values in expected.per_image.items():
             assert found.per_image[key] == values, key
         rows = {(r.explainer, r.metric): r for r in found.rows if r.model == name}
         for row in expected.rows:
             mine = rows[row.explainer, row.metric]
-            assert (mine.value, mine.low, mine.high, mine.n, mine.protocol) == (row.value, row.low, row.high, row.n, row.protocol)
+            assert (mine.value, mine.low, mine.high, mine.n, mine.protocol) == (
+                row.value,
+                row.low,
+                row.high,
+                row.n,
+                row.protocol,
+            )
     assert list(dict.fromkeys(row.model for row in found.rows)) == ["one", "two"]
-    assert [row.explainer for row in found.rows if row.metric == "smoothness.total_variation"] == [*explainers, *explainers]
+    assert [row.explainer for row in found.rows if row.metric == "smoothness.total_variation"] == [
+        *explainers,
+        *explainers,
+    ]
     assert sum(row.metric == "accuracy" for row in found.rows) == 2, "each network's accuracy stands once"
     assert {(maps.model, maps.explainer) for maps in found.maps} == {(m, e) for m in ("one", "two") for e in explainers}
     worst = {tuple(maps.sample_id[3:]) for maps in found.maps}
-    assert len(worst) == 1 and len(next(iter(worst))) == found.maps[0].added > 0, "the worst of all images are drawn, of every cell"
+    assert len(worst) == 1 and len(next(iter(worst))) == found.maps[0].added > 0, (
+        "the worst of all images are drawn, of every cell"
+    )
 
 
 def test_clean_and_baseline_outputs_are_computed_once_for_all_explainers(cli, monkeypatch):
@@ -253,7 +292,9 @@ def test_clean_and_baseline_outputs_are_computed_once_for_all_explainers(cli, mo
     more = ["metric=[deletion]", "metric.deletion.points=6", "evaluation.panel=12"]  # nothing to draw beside the panel
     assert cli("explainer=[saliency]", *more, "run_dir=a")[0] == 0
     assert cli("explainer=[saliency,input_x_gradient,random_map]", *more, "run_dir=b")[0] == 0
-    assert [counted.rows for counted in made[:2]] == [12 * (1 + 1 + 1 + 4)] * 2  # clean, explanation, blurred, four points between
+    assert [counted.rows for counted in made[:2]] == [
+        12 * (1 + 1 + 1 + 4)
+    ] * 2  # clean, explanation, blurred, four points between
     assert [counted.rows for counted in made[2:]] == [12 * (7 + (1 + 4) + 4)] * 2
 
 
@@ -261,7 +302,9 @@ def test_an_explainer_that_learns_is_fitted_once(cli, monkeypatch):
     from explainode.explainers.pattern import PatternNet
 
     fitted, original = [], PatternNet.fit
-    monkeypatch.setattr(PatternNet, "fit", lambda self, model, batches: fitted.append(model) or original(self, model, batches))
+    monkeypatch.setattr(
+        PatternNet, "fit", lambda self, model, batches: fitted.append(model) or original(self, model, batches)
+    )
     assert cli("explainer=[pattern_net]", "metric=[deletion_fast]", "evaluation.fit_images=8", "run_dir=run")[0] == 0
     assert len(fitted) == 2, "once for each network, also where the worst images are drawn"
     status, _, err = cli("explainer=[pattern_net]", "metric=[deletion_fast]", "evaluation.fit_images=4", "run_dir=run")
@@ -278,7 +321,9 @@ def test_an_interrupted_benchmark_goes_on_and_equals_an_unbroken_one(cli, evalua
     evaluations.stop_at = 4
     status, _, err = cli(*GRID, "run_dir=broken")
     assert status == 130 and "interrupted: the same command with run_dir=broken goes on" in err
-    assert len({row.explainer for row in RunDirectory("broken").read_results().rows if row.explainer}) == 3, "what is whole is reported"
+    assert len({row.explainer for row in RunDirectory("broken").read_results().rows if row.explainer}) == 3, (
+        "what is whole is reported"
+    )
     litter = Path("broken/cells/two/saliency/.x.part")
     litter.mkdir(parents=True)
     (litter / "metrics.csv").write_text("half")
@@ -315,7 +360,13 @@ def test_a_termination_is_an_interruption(cli, monkeypatch):
 
 
 def test_other_networks_mean_other_correct_images(cli, tmp_path):
-    more = ["explainer=[saliency]", "metric=[smoothness]", "evaluation.only_correct=true", "data.test_size=200", "run_dir=run"]
+    more = [
+        "explainer=[saliency]",
+        "metric=[smoothness]",
+        "evaluation.only_correct=true",
+        "data.test_size=200",
+        "run_dir=run",
+    ]
     assert cli(*more)[0] == 0
     status, _, err = cli(*more, base=words(tmp_path, names=("two",)))
     assert status == 2 and "(with only_correct=true other networks mean other images)" in err
@@ -345,13 +396,17 @@ def test_more_explainers_and_metrics_compute_only_what_is_new(cli, evaluations):
     assert evaluations.calls == [(model, "input_x_gradient", ("smoothness",)) for model in ("one", "two")]
     evaluations.calls.clear()
     assert cli("explainer=[saliency,input_x_gradient]", "metric=[complexity,smoothness]", "run_dir=run")[0] == 0
-    assert evaluations.calls == [(m, e, ("complexity",)) for m in ("one", "two") for e in ("saliency", "input_x_gradient")]
+    assert evaluations.calls == [
+        (m, e, ("complexity",)) for m in ("one", "two") for e in ("saliency", "input_x_gradient")
+    ]
     assert list(RunDirectory("run").read_config()["explainer"]) == ["saliency", "input_x_gradient"]
     evaluations.calls.clear()
     assert cli("explainer=[saliency,input_x_gradient]", "metric=[smoothness,complexity]", "run_dir=at_once")[0] == 0
     grown, once = (RunDirectory(name).read_results() for name in ("run", "at_once"))
     assert grown.per_image == once.per_image
-    assert {(r.model, r.explainer, r.metric, r.value) for r in grown.rows} == {(r.model, r.explainer, r.metric, r.value) for r in once.rows}
+    assert {(r.model, r.explainer, r.metric, r.value) for r in grown.rows} == {
+        (r.model, r.explainer, r.metric, r.value) for r in once.rows
+    }
 
 
 @pytest.mark.parametrize(
@@ -385,7 +440,10 @@ def test_settings_that_decide_no_number_may_change(cli, evaluations, tmp_path):
     assert cli(*base)[0] == 0
     evaluations.calls.clear()
     shutil.move(tmp_path / "one.pt", tmp_path / "moved.pt")
-    assert cli(*base, "evaluation.batch_size=3", "evaluation.chunk_size=2", "models.one.weights=moved.pt", "seed=4")[0] == 0
+    assert (
+        cli(*base, "evaluation.batch_size=3", "evaluation.chunk_size=2", "models.one.weights=moved.pt", "seed=4")[0]
+        == 0
+    )
     assert evaluations.calls == []
 
 
@@ -430,10 +488,14 @@ def rows_of(path):
 
 
 def test_what_does_not_apply_is_named_and_the_rest_is_whole(cli):
-    status, _, err = cli("explainer=[saliency,attention_rollout,adjoint_map]", "metric=[smoothness]", "run_dir=run", report=True)
+    status, _, err = cli(
+        "explainer=[saliency,attention_rollout,adjoint_map]", "metric=[smoothness]", "run_dir=run", report=True
+    )
     assert status == 0
     missing = rows_of("run/missing.csv")
-    assert [row[:4] for row in missing] == [(m, e, "", "refused") for m in ("one", "two") for e in ("attention_rollout", "adjoint_map")]
+    assert [row[:4] for row in missing] == [
+        (m, e, "", "refused") for m in ("one", "two") for e in ("attention_rollout", "adjoint_map")
+    ]
     assert "no attention" in missing[0][4] and "solves no equation" in missing[1][4]
     assert all(err.count(f"one, two x {e} is missing: ") == 1 for e in ("attention_rollout", "adjoint_map"))
     assert {row.explainer for row in RunDirectory("run").read_results().rows} == {"", "saliency"}
@@ -474,7 +536,9 @@ def test_a_metric_that_fails_costs_only_its_own_numbers(cli, monkeypatch, evalua
         patch.setattr(Smoothness, "measure", lambda *_: 1 / 0)
         status, *_ = cli("explainer=[saliency]", "metric=[smoothness,complexity]", "run_dir=run")
     assert status == 1
-    assert [row[:4] for row in rows_of("run/missing.csv")] == [(m, "saliency", "smoothness", "failed") for m in ("one", "two")]
+    assert [row[:4] for row in rows_of("run/missing.csv")] == [
+        (m, "saliency", "smoothness", "failed") for m in ("one", "two")
+    ]
     assert {r.metric.split(".")[0] for r in RunDirectory("run").read_results().rows} == {"accuracy", "complexity"}
     evaluations.calls.clear()
     assert cli("explainer=[saliency]", "metric=[smoothness,complexity]", "run_dir=run")[0] == 0
@@ -493,17 +557,27 @@ def pictures(tmp_path):
     generator = np.random.default_rng(0)
     (tmp_path / "pictures").mkdir()
     for k in range(6):
-        Image.fromarray(generator.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(tmp_path / "pictures" / f"{k}.png")
+        Image.fromarray(generator.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(
+            tmp_path / "pictures" / f"{k}.png"
+        )
     return [*words(tmp_path)[:7], "models.one.num_classes=8", "models.two.num_classes=8", "data=image_folder", "data.root=pictures",
             "data.size=16", *EVALUATION]  # fmt: skip
 
 
 def test_metrics_without_what_they_need_are_left_out_and_named(cli, pictures):
-    status, _, err = cli("explainer=[saliency]", "metric=[smoothness,pointing_game,guided_pgd]", "run_dir=run", base=pictures)
+    status, _, err = cli(
+        "explainer=[saliency]", "metric=[smoothness,pointing_game,guided_pgd]", "run_dir=run", base=pictures
+    )
     assert status == 0
-    assert [row[:4] for row in rows_of("run/missing.csv")] == [("", "", "pointing_game", "refused"), ("", "", "guided_pgd", "refused")]
+    assert [row[:4] for row in rows_of("run/missing.csv")] == [
+        ("", "", "pointing_game", "refused"),
+        ("", "", "guided_pgd", "refused"),
+    ]
     assert "pointing_game is missing: the metric 'pointing_game' needs masks" in err and "needs labels" in err
-    assert {r.metric for r in RunDirectory("run").read_results().rows} == {"smoothness.total_variation", "smoothness.high_frequency"}
+    assert {r.metric for r in RunDirectory("run").read_results().rows} == {
+        "smoothness.total_variation",
+        "smoothness.high_frequency",
+    }
     status, _, err = cli("explainer=[saliency]", "metric=[pointing_game]", "run_dir=other", base=pictures)
     assert status == 2 and "none of the metrics can be measured on this data" in err and not Path("other").exists()
 
@@ -550,7 +624,14 @@ class Positions:
 
 
 def chosen(images, right, n=100, data=None, batch_size=7):
-    settings = {"split": "test", "images": images, "batch_size": batch_size, "noise": "off", "seed": 0, "chunk_size": "auto"}
+    settings = {
+        "split": "test",
+        "images": images,
+        "batch_size": batch_size,
+        "noise": "off",
+        "seed": 0,
+        "chunk_size": "auto",
+    }
     networks = {str(k): Answers(positions) for k, positions in enumerate(right)}
     return *correct_images(settings, networks, data or Positions(n), torch.device("cpu")), networks
 
@@ -602,7 +683,13 @@ def test_no_correct_image_is_a_sentence():
 
 
 def test_only_correct_images_are_measured_and_accuracy_stays_fair(cli):
-    more = ["explainer=[saliency]", "metric=[smoothness]", "evaluation.only_correct=true", "data.test_size=200", "evaluation.images=30"]
+    more = [
+        "explainer=[saliency]",
+        "metric=[smoothness]",
+        "evaluation.only_correct=true",
+        "data.test_size=200",
+        "evaluation.images=30",
+    ]
     assert cli(*more, "run_dir=run")[0] == 0
     found = RunDirectory("run").read_results()
     batch = pictures_of("test")
@@ -622,8 +709,21 @@ def test_only_correct_images_are_measured_and_accuracy_stays_fair(cli):
 
 
 def test_evaluate_measures_only_correct_images_too(cli, tmp_path):
-    words_of_one = ["model=six_block", "model.width=8", "model.blocks=1", f"model.weights={tmp_path}/one.pt", *SMALL, *EVALUATION]
-    more = ["explainer=[saliency]", "metric=[smoothness]", "evaluation.only_correct=true", "data.test_size=200", "evaluation.images=10"]
+    words_of_one = [
+        "model=six_block",
+        "model.width=8",
+        "model.blocks=1",
+        f"model.weights={tmp_path}/one.pt",
+        *SMALL,
+        *EVALUATION,
+    ]
+    more = [
+        "explainer=[saliency]",
+        "metric=[smoothness]",
+        "evaluation.only_correct=true",
+        "data.test_size=200",
+        "evaluation.images=10",
+    ]
     assert door.main(["evaluate", *words_of_one, *more, "run_dir=run"]) == 0
     found = RunDirectory("run").read_results()
     batch = pictures_of("test")
@@ -644,7 +744,11 @@ def trained_run(folder, seed, **data):
         (folder / "checkpoints" / variant).mkdir(parents=True)
         state = {f"network.{k}": t for k, t in network(seed + offset).state_dict().items()}
         torch.save({"state_dict": state}, folder / "checkpoints" / variant / "last.ckpt")
-    model = OmegaConf.to_container(registry.load("model/six_block"), resolve=False) | {"width": 8, "blocks": 1, "num_classes": 8}
+    model = OmegaConf.to_container(registry.load("model/six_block"), resolve=False) | {
+        "width": 8,
+        "blocks": 1,
+        "num_classes": 8,
+    }
     shapes = {
         "_target_": "explainode.data.shapes.ShapesData",
         "size": 16,
@@ -654,7 +758,13 @@ def trained_run(folder, seed, **data):
         "num_classes": 8,
         **data,
     }
-    config = {"name": "train", "model": model, "data": shapes, "variant": "six_block", "variants": {"plain": {}, "twin": {}}}
+    config = {
+        "name": "train",
+        "model": model,
+        "data": shapes,
+        "variant": "six_block",
+        "variants": {"plain": {}, "twin": {}},
+    }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     return folder
 
@@ -669,7 +779,9 @@ def test_trained_runs_bring_their_variants_and_their_data(cli, tmp_path):
     data = explainode.get("data/shapes", size=16, train_size=8, val_size=8, test_size=40)
     for seed, name in enumerate(names):
         batches = data.batches("test", data.select_images(40, 12), 5)
-        expected = evaluate(network(seed), {"saliency": Saliency()}, {"smoothness": Smoothness()}, batches, n=40, name=name)
+        expected = evaluate(
+            network(seed), {"saliency": Saliency()}, {"smoothness": Smoothness()}, batches, n=40, name=name
+        )
         assert (
             found.per_image[name, "saliency", "smoothness.total_variation"]
             == expected.per_image[name, "saliency", "smoothness.total_variation"]
@@ -682,10 +794,18 @@ def test_trained_runs_bring_their_variants_and_their_data(cli, tmp_path):
 
 def test_runs_and_networks_stand_side_by_side(cli, tmp_path):
     run = trained_run(tmp_path / "first", 0)
-    more = [f"runs={run}", "models={one:six_block}", "models.one.width=8", "models.one.blocks=1", f"models.one.weights={tmp_path}/one.pt"]
+    more = [
+        f"runs={run}",
+        "models={one:six_block}",
+        "models.one.width=8",
+        "models.one.blocks=1",
+        f"models.one.weights={tmp_path}/one.pt",
+    ]
     assert cli(base=[*more, "explainer=[saliency]", "metric=[smoothness]", *EVALUATION, "run_dir=run"])[0] == 0
     found = RunDirectory("run").read_results()
-    values = [found.per_image[name, "saliency", "smoothness.total_variation"] for name in ("one", "first/plain", "first/twin")]
+    values = [
+        found.per_image[name, "saliency", "smoothness.total_variation"] for name in ("one", "first/plain", "first/twin")
+    ]
     assert values[0] == values[1] != values[2], "one.pt holds the weights of first/plain"
 
 
@@ -746,6 +866,8 @@ def test_the_table_shows_every_cell():
     assert lines == {"done": ["0", "s"], "kept": ["3", "min"], "gone": ["missing"], "runs": ["3/8"], "waits": ["·"]}
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (89, "89 s"), (91, "2 min"), (5300, "88 min"), (5500, "1 h 32 min")])
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (89, "89 s"), (91, "2 min"), (5300, "88 min"), (5500, "1 h 32 min")]
+)
 def test_durations_read_well(seconds, text):
     assert grid.duration(seconds) == text

@@ -32,7 +32,9 @@ SETTINGS = {
 
 def network(seed):
     torch.manual_seed(seed)
-    return nn.Sequential(nn.Conv2d(3, 6, 3, stride=2), nn.Tanh(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(24, 8)).eval()
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, stride=2), nn.Tanh(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(24, 8)
+    ).eval()
 
 
 def test_the_worst_of_all_measured_images_are_kept_beside_the_panel(tmp_path):
@@ -49,7 +51,9 @@ def test_the_worst_of_all_measured_images_are_kept_beside_the_panel(tmp_path):
         assert maps.sample_id.tolist() == [*panel, *worst] and maps.added == len(worst)
         explainer = {"saliency": Saliency(), "input_x_gradient": InputXGradient()}[maps.explainer]
         batches = data.batches("test", everything, 20)
-        whole = evaluate(networks[maps.model], {"e": explainer}, {"deletion": Deletion(points=6)}, batches, n=40, panel=everything).maps[0]
+        whole = evaluate(
+            networks[maps.model], {"e": explainer}, {"deletion": Deletion(points=6)}, batches, n=40, panel=everything
+        ).maps[0]
         rows = [everything.index(sample) for sample in maps.sample_id]
         np.testing.assert_array_equal(maps.image, whole.image[rows])
         np.testing.assert_array_equal(maps.target, whole.target[rows])

@@ -17,12 +17,19 @@ N = 24
 
 
 def results(
-    accuracy: float, sensitivity: float = 0.5, epoch: int = 0, split: str = "test", model: str = "net", explainers: int = 3
+    accuracy: float,
+    sensitivity: float = 0.5,
+    epoch: int = 0,
+    split: str = "test",
+    model: str = "net",
+    explainers: int = 3,
 ) -> Results:
     """One model's measurement on N images."""
     found = Results()
     right = (np.arange(N) < round(accuracy * N)).astype(float)
-    found.rows.append(Row(epoch, split, model, "", "accuracy", right.mean(), 0.0, 1.0, N, 0, 0.0, True, "accuracy[top1]"))
+    found.rows.append(
+        Row(epoch, split, model, "", "accuracy", right.mean(), 0.0, 1.0, N, 0, 0.0, True, "accuracy[top1]")
+    )
     found.per_image[model, "", "accuracy"] = dict(enumerate(right.tolist()))
     for k in range(explainers):
         values = sensitivity + 0.1 * k + np.random.default_rng(k).normal(0, 0.05, N)
@@ -64,7 +71,9 @@ def test_two_runs_side_by_side(cli: Cli) -> None:
     status, out, _ = cli("compare", "a", "b", "-o", "both")
     assert status == 0
     assert "b/net: better max_sensitivity than a/net" in out
-    assert {"report.html", "table.md", "table.tex", "metrics.csv", "classes.txt"} <= {path.name for path in Path("both").iterdir()}
+    assert {"report.html", "table.md", "table.tex", "metrics.csv", "classes.txt"} <= {
+        path.name for path in Path("both").iterdir()
+    }
     assert cli("compare", "a", "b", "-o", "both")[0] == 2  # never mixed with what is there
     assert cli("compare", "a", "b", "-o", "a")[0] == 2
 
@@ -92,7 +101,9 @@ def test_unlike_protocols_are_refused_with_what_differs(cli: Cli, old: str, new:
 
 
 def test_the_setting_behind_another_hash_is_found_in_the_configurations(cli: Cli) -> None:
-    write(Path("a"), results(0.9), config={"metric": {"max_sensitivity": {"radius": 0.02, "draws": 10, "repetitions": 1}}})
+    write(
+        Path("a"), results(0.9), config={"metric": {"max_sensitivity": {"radius": 0.02, "draws": 10, "repetitions": 1}}}
+    )
     other = results(0.9)
     other.rows = [replace(row, protocol=row.protocol.replace("#0a1b", "#ffff")) for row in other.rows]
     write(Path("b"), other, config={"metric": {"max_sensitivity": {"radius": 0.02, "draws": 10, "repetitions": 5}}})
@@ -114,13 +125,18 @@ def test_other_data_splits_and_images_are_refused(cli: Cli) -> None:
     status, _, _ = cli("compare", "a", "e", "-o", "out")
     assert status == 0
     said = RunDirectory("out").read_warnings()
-    assert said[0] == "a and e set their data differently, so equal image numbers may be other pictures: data.size (36 and 48)."
+    assert (
+        said[0]
+        == "a and e set their data differently, so equal image numbers may be other pictures: data.size (36 and 48)."
+    )
 
 
 def sweep(folder: Path, points: dict[str, Results | None], common: str = "- experiment=demo\n") -> Path:
     for i, (overrides, found) in enumerate(points.items()):
         (folder / str(i) / "hydra").mkdir(parents=True)
-        (folder / str(i) / "hydra" / "overrides.yaml").write_text(common + "".join(f"- {word}\n" for word in overrides.split()))
+        (folder / str(i) / "hydra" / "overrides.yaml").write_text(
+            common + "".join(f"- {word}\n" for word in overrides.split())
+        )
         if found is not None:
             write(folder / str(i), found)
     return folder
@@ -182,13 +198,18 @@ def test_networks_are_compared_where_they_are_equally_accurate(cli: Cli) -> None
     assert status == 0
     found = RunDirectory("out").read_results()
     assert {(row.model, row.epoch) for row in found.rows} == {("weak/net@epoch002", 2), ("strong/net@epoch001", 1)}
-    assert found.per_image["strong/net@epoch001", "e0", "max_sensitivity"] == strong[1].per_image["net", "e0", "max_sensitivity"]
+    assert (
+        found.per_image["strong/net@epoch001", "e0", "max_sensitivity"]
+        == strong[1].per_image["net", "e0", "max_sensitivity"]
+    )
     first, second = found.warnings[:2]
     assert first == (
         "Matched to the accuracy of weak/net, the weakest, on val images: weak/net after epoch 2 (75.0 % of 24; 75.0 % at its end) and "
         "strong/net after epoch 1 (70.8 % of 24; 100.0 % at its end)."
     )
-    assert second.startswith("local_lipschitz of strong/net was not measured after epoch 1: train with callback.checkpoint.save_top_k=-1")
+    assert second.startswith(
+        "local_lipschitz of strong/net was not measured after epoch 1: train with callback.checkpoint.save_top_k=-1"
+    )
     assert first in out and "not the same training" not in out
     Path("strong/checkpoints/net/epoch001.ckpt").touch()
     assert "explainode evaluate run=strong checkpoint=strong/checkpoints/net/epoch001.ckpt" in cli(
@@ -201,7 +222,10 @@ def test_the_later_of_equally_accurate_epochs_counts(cli: Cli) -> None:
     two = [results(a, epoch=e, split="val", model="strong") for e, a in enumerate((0.5, 0.5, 0.9))]
     write(Path("both"), *one, *two)  # variants of one run
     assert cli("compare", "both", "--matched", "-o", "out")[0] == 0
-    assert {row.model for row in RunDirectory("out").read_results().rows} == {"both/weak@epoch001", "both/strong@epoch001"}
+    assert {row.model for row in RunDirectory("out").read_results().rows} == {
+        "both/weak@epoch001",
+        "both/strong@epoch001",
+    }
 
 
 def test_there_must_be_something_to_choose_from(cli: Cli) -> None:

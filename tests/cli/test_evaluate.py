@@ -33,12 +33,17 @@ def run(tmp_path):
     """A run directory as `explainode train module=surrogate` leaves it, around a surrogate that is one step of learning away from its teacher."""
     teacher, weights = teacher_of(0), tmp_path / "teacher.pt"
     torch.save(teacher.state_dict(), weights)
-    surrogate = explainode.get("model/neural_ode", teacher=teacher, solver=explainode.get("solver/euler", steps=2)).eval()
+    surrogate = explainode.get(
+        "model/neural_ode", teacher=teacher, solver=explainode.get("solver/euler", steps=2)
+    ).eval()
     with torch.no_grad():
         surrogate.network.blocks[0].field.block.branch.conv2.weight.mul_(1.5)
     folder = tmp_path / "run"
     (folder / "checkpoints" / "ode").mkdir(parents=True)
-    torch.save({"state_dict": {f"network.{k}": t for k, t in surrogate.state_dict().items()}}, folder / "checkpoints" / "ode" / "last.ckpt")
+    torch.save(
+        {"state_dict": {f"network.{k}": t for k, t in surrogate.state_dict().items()}},
+        folder / "checkpoints" / "ode" / "last.ckpt",
+    )
     model = {
         "_target_": "explainode.models.neural_ode.neural_ode", "teacher": TEACHER | {"weights": str(weights)}, "solver": SOLVER,
         "tied": False, "weights": None,
@@ -59,7 +64,13 @@ def both(settings):
 
 def settings_of(run, **model):
     folder, *_, trained = run
-    return {"run": str(folder), "checkpoint": None, "variant": "model", "trained_as": "ode", "model": trained["model"] | model}
+    return {
+        "run": str(folder),
+        "checkpoint": None,
+        "variant": "model",
+        "trained_as": "ode",
+        "model": trained["model"] | model,
+    }
 
 
 def test_the_teacher_comes_back_with_its_surrogate(run):
@@ -107,7 +118,10 @@ def test_evaluate_measures_the_gap_again(run, tmp_path, monkeypatch, capsys):
         rows = {(row["model"], row["metric"]): float(row["value"]) for row in csv.DictReader(file) if row["value"]}
     with torch.no_grad():
         mine, other = teacher(batch.image), surrogate(batch.image)
-    assert rows["ode", "kappa"] == pytest.approx(float(kappa(mine, other).mean()), abs=1e-5) and rows["ode", "kappa"] > 1e-3
+    assert (
+        rows["ode", "kappa"] == pytest.approx(float(kappa(mine, other).mean()), abs=1e-5)
+        and rows["ode", "kappa"] > 1e-3
+    )
     assert rows["ode", "agreement"] == pytest.approx(float((mine.argmax(1) == other.argmax(1)).float().mean()))
     assert 0 < rows["ode", "map_cosine"] < 1
     assert "kappa" in capsys.readouterr().out
@@ -129,8 +143,20 @@ def test_a_setting_that_the_runs_model_does_not_have_is_a_sentence(run, tmp_path
 
 def test_distilling_a_network_without_a_teacher_is_a_sentence(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    words = ["model=six_block", "module=surrogate", "data.size=32", "data.train_size=8", "data.val_size=8", "data.test_size=8"]
+    words = [
+        "model=six_block",
+        "module=surrogate",
+        "data.size=32",
+        "data.train_size=8",
+        "data.val_size=8",
+        "data.test_size=8",
+    ]
     words += ["trainer=debug", "evaluation.images=2"]
     assert door.main(["train", *words, "run_dir=run"]) == 2
     err = capsys.readouterr().err
-    assert "made from a teacher" in err and "model=neural_ode" in err and "Traceback" not in err and "nterpolation" not in err
+    assert (
+        "made from a teacher" in err
+        and "model=neural_ode" in err
+        and "Traceback" not in err
+        and "nterpolation" not in err
+    )

@@ -17,7 +17,13 @@ from explainode.cli.main import main
 from explainode.cli.train import _Points
 from explainode.errors import UserError
 
-TINY = ["trainer.max_epochs=1", "trainer.limit_train_batches=1", "trainer.limit_val_batches=1", "data.size=32", "model.width=16"]
+TINY = [
+    "trainer.max_epochs=1",
+    "trainer.limit_train_batches=1",
+    "trainer.limit_val_batches=1",
+    "data.size=32",
+    "model.width=16",
+]
 FAST = [
     *TINY,
     "data.test_size=4",
@@ -99,7 +105,14 @@ def test_jobs_are_made_of_the_trainer():
     from explainode.cli.compose import CONFIG_MODULE, register_resolvers
 
     register_resolvers()
-    words = ["hydra/launcher=slurm", "trainer=slurm", "trainer.accelerator=gpu", "trainer.devices=4", "trainer.num_nodes=2", "name=x"]
+    words = [
+        "hydra/launcher=slurm",
+        "trainer=slurm",
+        "trainer.accelerator=gpu",
+        "trainer.devices=4",
+        "trainer.num_nodes=2",
+        "name=x",
+    ]
     with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
         job = hydra_compose("train", words, return_hydra_config=True).hydra.launcher
     assert (job.tasks_per_node, job.nodes, job.gpus_per_node, job.name) == (4, 2, 4, "x")
@@ -115,7 +128,10 @@ def test_a_job_needs_a_number_of_tasks(devices):
 
 
 def test_the_launcher_may_come_from_anywhere():
-    assert compose_launcher("train", ["hydra/launcher=slurm", "name=x", "run_id=y", "seed=0,1"]) == ("slurm", "multirun/x/y")
+    assert compose_launcher("train", ["hydra/launcher=slurm", "name=x", "run_id=y", "seed=0,1"]) == (
+        "slurm",
+        "multirun/x/y",
+    )
     assert compose_launcher("train", [])[0] == "basic"
 
 
@@ -124,7 +140,10 @@ def test_the_first_reason_of_a_failure_is_kept(tmp_path):
     launch.note_failure(tmp_path / "1", UserError("no such\nfile"))
     launch.note_failure(tmp_path / "1", RuntimeError("connection closed by peer"))
     launch.note_failure(tmp_path / "deep" / "2", RuntimeError("x"))
-    assert launch.failures(tmp_path) == {str(tmp_path / "1"): "no such file", str(tmp_path / "deep/2"): "RuntimeError: x"}
+    assert launch.failures(tmp_path) == {
+        str(tmp_path / "1"): "no such file",
+        str(tmp_path / "deep/2"): "RuntimeError: x",
+    }
     launch.forget_failures(tmp_path)
     assert launch.failures(tmp_path) == {}
 
@@ -160,7 +179,11 @@ def test_a_run_directory_of_other_settings_is_refused(tmp_path, monkeypatch, cap
     monkeypatch.chdir(tmp_path)
     assert main(["train", *FAST, "run_dir=run"]) == 0
     assert main(["train", *FAST, "run_dir=run", "ckpt_path=auto", "trainer.max_epochs=2", "data.num_workers=0"]) == 0
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file() and "hydra" not in path.parts}
+    before = {
+        path: path.stat().st_mtime_ns
+        for path in (tmp_path / "run").rglob("*")
+        if path.is_file() and "hydra" not in path.parts
+    }
     assert main(["train", *FAST, "run_dir=run", "ckpt_path=auto", "module.label_smoothing=0.2"]) == 2
     assert "holds a run with module.label_smoothing=" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in before} == before
@@ -169,7 +192,10 @@ def test_a_run_directory_of_other_settings_is_refused(tmp_path, monkeypatch, cap
 def test_hydra_is_pinned_beside_its_plugins():
     """Trap: without it pip takes a release candidate of Hydra and OmegaConf, which the launchers allow."""
     text = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
-    for needs in (re.search(r"^dependencies = \[(.*?)^\]", text, re.M | re.S)[1], re.search(r"^sweep = \[(.*)\]", text, re.M)[1]):
+    for needs in (
+        re.search(r"^dependencies = \[(.*?)^\]", text, re.M | re.S)[1],
+        re.search(r"^sweep = \[(.*)\]", text, re.M)[1],
+    ):
         assert re.search(r'"hydra-core[^"]*<1\.4"', needs)
 
 
@@ -178,5 +204,7 @@ def test_the_batch_script_is_right_about_the_trap():
     script = Path(__file__).parents[2] / "scripts" / "train.sbatch"
     text = script.read_text()
     assert script.stat().st_mode & stat.S_IXUSR
-    assert "--signal=USR1@" in text and "--signal=B:" not in text and "--requeue" in text and "--open-mode=append" in text
+    assert (
+        "--signal=USR1@" in text and "--signal=B:" not in text and "--requeue" in text and "--open-mode=append" in text
+    )
     assert "env --block-signal=USR1" in text and "--kill-on-bad-exit=1" in text

@@ -68,7 +68,9 @@ def test_bad_input_is_one_sentence_and_status_2(cli, words, expected):
     assert status == 2, err
     assert expected in err
     assert "Traceback" not in err
-    said = [line for line in err.splitlines() if line and not line.startswith("starting (")]  # the heartbeat of a slow start
+    said = [
+        line for line in err.splitlines() if line and not line.startswith("starting (")
+    ]  # the heartbeat of a slow start
     assert len(said) == 1, err
 
 
@@ -127,7 +129,8 @@ def test_completion(line, expected):
 
 
 @pytest.mark.parametrize(
-    ("word", "names", "expected"), [(None, None, None), ("3", None, 3), (3, None, 3), ("Cat", ["dog", "cat"], 1), ("0", ["a"], 0)]
+    ("word", "names", "expected"),
+    [(None, None, None), ("3", None, 3), (3, None, 3), ("Cat", ["dog", "cat"], 1), ("0", ["a"], 0)],
 )
 def test_class_index(word, names, expected):
     assert class_index(word, 5, names) == expected

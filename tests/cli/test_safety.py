@@ -90,7 +90,9 @@ def test_a_disk_that_fails_costs_nothing_that_was_finished(train, tmp_path, monk
     )
     kept = rows(tmp_path / "run")
     assert {epoch for epoch, split, *_ in kept if split == "val"} >= {0}
-    state = load_state(latest_checkpoint(tmp_path / "run" / "checkpoints" / "resnet20"))  # verified against the manifest
+    state = load_state(
+        latest_checkpoint(tmp_path / "run" / "checkpoints" / "resnet20")
+    )  # verified against the manifest
     assert state["epoch"] in (0, 1)
     assert not list((tmp_path / "run").rglob("*.part"))
     monkeypatch.undo()
@@ -149,7 +151,10 @@ FOLDER = ("data=image_folder", "data.size=16", "data.batch_size=16")
 def test_a_damaged_picture_is_skipped_and_named(train, tmp_path, pictures, caplog):
     root = pictures(damaged=2)
     words = [word for word in TINY if not word.startswith("data.")]
-    assert main(["train", *words, *FOLDER, f"data.root={root}", f"run_dir={tmp_path / 'run'}", "trainer.max_epochs=1"]) == 0
+    assert (
+        main(["train", *words, *FOLDER, f"data.root={root}", f"run_dir={tmp_path / 'run'}", "trainer.max_epochs=1"])
+        == 0
+    )
     skipped = [record.message for record in caplog.records if record.message.startswith("skipped ")]
     log = (tmp_path / "run" / "explainode.log").read_text() if (tmp_path / "run" / "explainode.log").is_file() else ""
     assert len(skipped) == 2 or log.count("skipped ") == 2
@@ -158,6 +163,9 @@ def test_a_damaged_picture_is_skipped_and_named(train, tmp_path, pictures, caplo
 def test_a_folder_of_damaged_pictures_is_refused_in_a_sentence(train, tmp_path, pictures, capsys):
     root = pictures(damaged=48)
     words = [word for word in TINY if not word.startswith("data.")]
-    assert main(["train", *words, *FOLDER, f"data.root={root}", f"run_dir={tmp_path / 'run'}", "trainer.max_epochs=1"]) == 2
+    assert (
+        main(["train", *words, *FOLDER, f"data.root={root}", f"run_dir={tmp_path / 'run'}", "trainer.max_epochs=1"])
+        == 2
+    )
     (sentence,) = sentences(capsys)
     assert "could not be read" in sentence

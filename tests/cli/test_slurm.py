@@ -37,7 +37,10 @@ def queue(tmp_path, monkeypatch):
     def make(state="RUNNING", status=0):
         folder = tmp_path / "bin"
         folder.mkdir()
-        for name, text in (("squeue", f"echo {state}"), ("scontrol", f'echo "$@" >>{tmp_path}/asked; echo no such job >&2; exit {status}')):
+        for name, text in (
+            ("squeue", f"echo {state}"),
+            ("scontrol", f'echo "$@" >>{tmp_path}/asked; echo no such job >&2; exit {status}'),
+        ):
             (folder / name).write_text(f"#!/bin/sh\n{text}\n")
             (folder / name).chmod(stat.S_IRWXU)
         monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")

@@ -44,9 +44,17 @@ def submit(tmp_path):
     jobs = []
 
     def sbatch(*words: str, tasks: int = 2) -> str:
-        options = ["--parsable", f"--ntasks-per-node={tasks}", "--time=30", f"--chdir={tmp_path}", f"--output={tmp_path}/out.txt"]
+        options = [
+            "--parsable",
+            f"--ntasks-per-node={tasks}",
+            "--time=30",
+            f"--chdir={tmp_path}",
+            f"--output={tmp_path}/out.txt",
+        ]
         environment = small.ENVIRONMENT | {"EXPLAINODE": str(Path(sys.executable).with_name("explainode"))}
-        done = subprocess.run(["sbatch", *options, str(SCRIPT), *small.SETTINGS, *words], env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            ["sbatch", *options, str(SCRIPT), *small.SETTINGS, *words], env=environment, capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stderr
         jobs.append(done.stdout.strip())
         return jobs[-1]
@@ -94,25 +102,48 @@ def test_ranks_that_are_not_the_tasks_are_refused(submit, tmp_path):
     """Trap: two tasks of one rank each would train the same run twice into one directory."""
     output = tmp_path / "out2.txt"
     words = " ".join(
-        [str(Path(sys.executable).with_name("explainode")), "train", *(f"'{word}'" for word in small.SETTINGS), "trainer.devices=1"]
+        [
+            str(Path(sys.executable).with_name("explainode")),
+            "train",
+            *(f"'{word}'" for word in small.SETTINGS),
+            "trainer.devices=1",
+        ]
     )
-    job = ask("sbatch", "--parsable", "--ntasks-per-node=2", f"--chdir={tmp_path}", f"--output={output}", f"--wrap=srun {words}")
+    job = ask(
+        "sbatch",
+        "--parsable",
+        "--ntasks-per-node=2",
+        f"--chdir={tmp_path}",
+        f"--output={output}",
+        f"--wrap=srun {words}",
+    )
     small.wait_for(lambda: over(job), 120)
     assert state(job) == "FAILED" and "set trainer.devices=2 or --ntasks-per-node=1" in output.read_text()
-    job = ask("sbatch", "--parsable", "--ntasks-per-node=2", f"--chdir={tmp_path}", f"--output={output}", f"--wrap={words}")
+    job = ask(
+        "sbatch", "--parsable", "--ntasks-per-node=2", f"--chdir={tmp_path}", f"--output={output}", f"--wrap={words}"
+    )
     small.wait_for(lambda: over(job), 120)
     assert "srun explainode train" in output.read_text()
 
 
 @pytest.mark.skipif(
-    importlib.util.find_spec("hydra_plugins.hydra_submitit_launcher") is None, reason="hydra-submitit-launcher is not installed"
+    importlib.util.find_spec("hydra_plugins.hydra_submitit_launcher") is None,
+    reason="hydra-submitit-launcher is not installed",
 )
 def test_a_sweep_with_a_preemption_in_the_middle(tmp_path):
     """Trap: with submitit's own settings the first notice of a preemption ends a job for good."""
-    words = ["trainer=ddp_sim", "-m", "hydra/launcher=submitit_slurm", "model.noise.magnitude=0,0.1", "hydra.sweep.dir=sweep"]
+    words = [
+        "trainer=ddp_sim",
+        "-m",
+        "hydra/launcher=submitit_slurm",
+        "model.noise.magnitude=0,0.1",
+        "hydra.sweep.dir=sweep",
+    ]
     with small.started(tmp_path, *words) as sweep:
         log = tmp_path / "sweep" / ".submitit"
-        small.wait_for(lambda: any(small.reached(path, r"training batch [1-9]") for path in log.glob("*_0/*_0_0_log.err")), 180)
+        small.wait_for(
+            lambda: any(small.reached(path, r"training batch [1-9]") for path in log.glob("*_0/*_0_0_log.err")), 180
+        )
         job = f"{next(log.glob('*_0')).name}"
         ask(
             "scancel", "--signal=USR2", state(job, "JobId")

@@ -44,7 +44,9 @@ def record(tmp_path):
     """A function that records a small run offline."""
 
     def make(folder, run_id, lines=1):
-        logger = wandb_logger(str(tmp_path / folder), project="p", name=f"study/{run_id}", id=run_id, mode="offline", code=False)
+        logger = wandb_logger(
+            str(tmp_path / folder), project="p", name=f"study/{run_id}", id=run_id, mode="offline", code=False
+        )
         for step in range(lines):
             logger.log_metrics({"loss": 1.0, "epoch": step}, step=step)
         wandb.finish()
@@ -76,7 +78,13 @@ class StandIn(BaseHTTPRequestHandler):
                 answer = {"data": {"model": None}}
         elif name == "UpsertBucket":
             project = {"id": "p", "name": "p", "entity": {"id": "e", "name": "e"}}
-            bucket = {"id": "x", "name": variables.get("name", "x"), "displayName": "d", "historyLineCount": 0, "project": project}
+            bucket = {
+                "id": "x",
+                "name": variables.get("name", "x"),
+                "displayName": "d",
+                "historyLineCount": 0,
+                "project": project,
+            }
             answer = {"data": {"upsertBucket": {"bucket": bucket, "inserted": True}}}
         elif name == "CreateRunFiles":
             files = [{"name": file, "uploadUrl": f"http://{self.headers['Host']}/up"} for file in variables["files"]]
@@ -113,7 +121,9 @@ def test_a_dry_run_says_what_it_would_do(record, capsys):
     record("runs/study/1", "resumed", lines=4)
     assert main(["sync", str(folder), "--dry-run"]) == 0
     first, second = capsys.readouterr().out.splitlines()
-    assert first.startswith("1. would upload study/late to your default entity/p (run late, train, group study/1, begun 20")
+    assert first.startswith(
+        "1. would upload study/late to your default entity/p (run late, train, group study/1, begun 20"
+    )
     assert "1 part, 2 lines of numbers, 0." in first
     assert "study/resumed" in second and "2 parts, 7 lines of numbers" in second
 

@@ -36,7 +36,14 @@ def test_weight_averaging_comes_last_whatever_its_name():
 
 def test_a_second_ctrl_c_is_status_130_and_a_slow_precision_a_sentence(tmp_path):
     words = ["train", *SMALL, "run_dir=run", "trainer.precision=bf16-mixed"]
-    done = subprocess.run([sys.executable, "-c", IMPATIENT, *words], capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", IMPATIENT, *words],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=120,
+        check=False,
+    )
     assert done.returncode == 130, done.stderr
     assert "press Ctrl-C again to stop at once" in done.stderr and done.stderr.rstrip().endswith("interrupted")
     assert "Traceback" not in done.stderr

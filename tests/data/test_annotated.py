@@ -32,7 +32,9 @@ SIZES = [(12, 12), (12, 20), (20, 12), (13, 20), (20, 13), (31, 57)]
 class Drawn(Record):
     """The annotations of a plane of numbers: object where it is 1, border where it is 255, looked at where it is above 0."""
 
-    def __init__(self, path: Path, plane: np.ndarray, boxes: tuple[tuple[float, ...], ...] = ((2, 3, 7, 8),), label: int = 0) -> None:
+    def __init__(
+        self, path: Path, plane: np.ndarray, boxes: tuple[tuple[float, ...], ...] = ((2, 3, 7, 8),), label: int = 0
+    ) -> None:
         super().__init__(path, label)
         self.plane, self.boxes = plane, boxes
 
@@ -65,7 +67,10 @@ def test_a_cut_without_resizing_takes_the_same_pixels(tmp_path: Path, height: in
     record = Drawn(write(tmp_path / "a.png", plane), plane)
     batch = AnnotatedDataset([record], frozenset(ANNOTATIONS), size, ["a"], 1)[0]
     shown = (batch.image[0, 0] * 255).round().long()
-    assert torch.equal(batch.mask[0], torch.where(shown == 255, -1, (shown == 1).long())) and batch.mask.dtype == torch.int64
+    assert (
+        torch.equal(batch.mask[0], torch.where(shown == 255, -1, (shown == 1).long()))
+        and batch.mask.dtype == torch.int64
+    )
     torch.testing.assert_close(batch.fixation_map[0], shown / 255)
     assert torch.equal(batch.fixation_points[0], shown == 1)
     top, left = (height - size) // 2, (width - size) // 2
@@ -74,7 +79,9 @@ def test_a_cut_without_resizing_takes_the_same_pixels(tmp_path: Path, height: in
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
 @pytest.mark.parametrize("size", [7, 12, 24, 33])
-def test_mask_and_box_of_a_rectangle_lie_where_the_picture_shows_it(tmp_path: Path, height: int, width: int, size: int) -> None:
+def test_mask_and_box_of_a_rectangle_lie_where_the_picture_shows_it(
+    tmp_path: Path, height: int, width: int, size: int
+) -> None:
     """Where the resized picture is fully white the mask is 1, where it is fully black 0, and the moved box has those edges."""
     side, plane = min(height, width), np.zeros((height, width), np.uint8)
     y0, x0 = (height - side) // 2 + 2, (width - side) // 2 + 3
@@ -84,7 +91,9 @@ def test_mask_and_box_of_a_rectangle_lie_where_the_picture_shows_it(tmp_path: Pa
     batch = AnnotatedDataset([record], frozenset({"mask", "boxes"}), size, ["a"], 1)[0]
     shown = batch.image[0, 0]
     assert (batch.mask[0][shown == 1] == 1).all() and (batch.mask[0][shown == 0] == 0).all()
-    if size > side:  # enlarged: gray is the product of two ramps that run through 1/2 at the edges, where nearest neighbor changes
+    if (
+        size > side
+    ):  # enlarged: gray is the product of two ramps that run through 1/2 at the edges, where nearest neighbor changes
         assert (batch.mask[0][shown > 0.51] == 1).all() and (batch.mask[0][shown < 0.24] == 0).all()
     # the box's continuous edges are those of the mask, to the half pixel that nearest neighbor may round off
     assert (bounding_boxes(batch.mask == 1)[0] - batch.boxes[0][0]).abs().max() <= 0.5 + 1e-5
@@ -93,8 +102,15 @@ def test_mask_and_box_of_a_rectangle_lie_where_the_picture_shows_it(tmp_path: Pa
 
 def test_boxes_are_moved_scaled_and_clipped() -> None:
     """Against arithmetic by hand: 20x40 pixels, the square begins at column 10, and 40 pixels stand for 20."""
-    boxes = np.array([[10, 0, 30, 20], [0, 5, 15, 10], [20, 10, 40, 20], [0, 0, 10, 20], [12.5, 1, 13, 2]], dtype=np.float64)
-    expected = [[0, 0, 40, 40], [0, 10, 10, 20], [20, 20, 40, 40], [5, 2, 6, 4]]  # the fourth lies outside of the square
+    boxes = np.array(
+        [[10, 0, 30, 20], [0, 5, 15, 10], [20, 10, 40, 20], [0, 0, 10, 20], [12.5, 1, 13, 2]], dtype=np.float64
+    )
+    expected = [
+        [0, 0, 40, 40],
+        [0, 10, 10, 20],
+        [20, 20, 40, 40],
+        [5, 2, 6, 4],
+    ]  # the fourth lies outside of the square
     assert cut_boxes(boxes, 20, 40, 40).tolist() == expected
     assert cut_boxes(np.zeros((0, 4)), 20, 40, 40).shape == (0, 4)
 
@@ -161,7 +177,9 @@ def test_bad_files_are_named_skipped_and_counted(tmp_path: Path, caplog: pytest.
 
 def test_a_batch_of_nothing_has_the_right_kinds(tmp_path: Path) -> None:
     (tmp_path / "0.png").write_bytes(b"torn")
-    dataset = AnnotatedDataset([Drawn(tmp_path / "0.png", random_plane(9, 9))], frozenset({"mask", "fixation_points"}), 8, ["a"], 1)
+    dataset = AnnotatedDataset(
+        [Drawn(tmp_path / "0.png", random_plane(9, 9))], frozenset({"mask", "fixation_points"}), 8, ["a"], 1
+    )
     batch = dataset[0]
     assert len(batch) == 0 and batch.mask.shape == (0, 8, 8) and batch.fixation_points.dtype == torch.bool
     assert batch.boxes is None and batch.fixation_map is None

@@ -104,7 +104,12 @@ class SetRng(L.Callback):
 
 
 def fit(
-    tmp_path: Path, callbacks: list[L.Callback] | None = None, checkpoint: Path | None = None, workers: int = 0, epochs: int = 3, **data
+    tmp_path: Path,
+    callbacks: list[L.Callback] | None = None,
+    checkpoint: Path | None = None,
+    workers: int = 0,
+    epochs: int = 3,
+    **data,
 ):
     trainer = L.Trainer(
         max_epochs=epochs,
@@ -172,7 +177,9 @@ def test_end_of_epoch_resume_takes_another_batch_size(tmp_path: Path) -> None:
 def test_place_loaded_for_validation_is_not_used_by_a_later_fit(tmp_path: Path) -> None:
     fit(tmp_path, [SaveAt(tmp_path / "k.ckpt", "batch", 3)])
     data = NumbersData(batch_size=4)
-    trainer = L.Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    trainer = L.Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
+    )
     model = Linear()
     trainer.validate(model, data, ckpt_path=tmp_path / "k.ckpt", verbose=False, weights_only=True)
     trainer.fit(model, data)
@@ -192,7 +199,12 @@ def test_training_batches_are_augmented_and_validation_is_not(tmp_path: Path) ->
 
     data = NumbersData(batch_size=4, augment=Augment(padding=2), seed=3)
     trainer = L.Trainer(
-        max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, default_root_dir=tmp_path
+        max_epochs=2,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        default_root_dir=tmp_path,
     )
     trainer.fit(Watch(), data)
     for split, batches in seen.items():
@@ -207,7 +219,12 @@ def test_training_batches_are_augmented_and_validation_is_not(tmp_path: Path) ->
 
 def test_overfit_batches_repeat(tmp_path: Path) -> None:
     trainer = L.Trainer(
-        max_epochs=3, overfit_batches=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
+        max_epochs=3,
+        overfit_batches=2,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
     )
     model = Linear()
     trainer.fit(model, NumbersData(batch_size=4))
@@ -306,7 +323,14 @@ def test_no_such_split() -> None:
 
 @pytest.mark.parametrize(
     ("images", "picked"),
-    [(4, [0, 5, 11, 16]), ("3:6", [3, 4, 5]), (":2", [0, 1]), ("20:", [20, 21]), ([7, 7, 1], [7, 7, 1]), (22, list(range(22)))],
+    [
+        (4, [0, 5, 11, 16]),
+        ("3:6", [3, 4, 5]),
+        (":2", [0, 1]),
+        ("20:", [20, 21]),
+        ([7, 7, 1], [7, 7, 1]),
+        (22, list(range(22))),
+    ],
 )
 def test_select_images(images, picked: list[int]) -> None:
     assert NumbersData().select_images(22, images) == picked
@@ -331,7 +355,9 @@ def test_skipped_files_are_named_once_and_counted(workers: int, caplog: pytest.L
         batches = list(data.train_dataloader())
         assert len(batches) == 36 and all(len(batch) == 1 for batch in batches)  # batches of nothing are left out
     assert data.skipped == {f"{i}.png": "torn" for i in (0, 10, 20, 30)}
-    assert [record.getMessage() for record in caplog.records if "10.png" in record.getMessage()] == ["skipped 10.png: torn"]
+    assert [record.getMessage() for record in caplog.records if "10.png" in record.getMessage()] == [
+        "skipped 10.png: torn"
+    ]
     data.check_skipped(limit=0.1)  # 4 of 40 is not more than 10 %
     with pytest.raises(UserError, match="4 of 40 pictures could not be read, more than the 5%"):
         data.check_skipped()

@@ -26,7 +26,9 @@ def test_slice_keeps_rows_together() -> None:
     assert len(whole) == 3 and len(part) == 2
     assert part.sample_id.tolist() == [6, 7] and part.label.tolist() == [1, -1]
     assert [len(box) for box in part.boxes] == [0, 2]
-    assert torch.equal(part.fixation_map, whole.fixation_map[1:]) and torch.equal(part.fixation_points, whole.fixation_points[1:])
+    assert torch.equal(part.fixation_map, whole.fixation_map[1:]) and torch.equal(
+        part.fixation_points, whole.fixation_points[1:]
+    )
     assert part.skipped == {}  # the whole batch has told it already
 
 

@@ -38,7 +38,10 @@ def test_the_box_covers_what_the_picture_shows(tmp_path: Path, inclusive: bool, 
 
 
 def test_the_layout_of_tiny_imagenet(tmp_path: Path) -> None:
-    entries = [{"file": f"val_{k}.png", "wnid": "n01443537", "imagenet_idx": 10 * k, "box_xyxy": [0, 0, 7, 3]} for k in range(3)]
+    entries = [
+        {"file": f"val_{k}.png", "wnid": "n01443537", "imagenet_idx": 10 * k, "box_xyxy": [0, 0, 7, 3]}
+        for k in range(3)
+    ]
     data = explainode.get("data/tiny_imagenet_boxes", root=str(make(tmp_path, entries)), size=8)
     assert data.num_classes == 1000 and len(data.dataset("val")) == len(data.dataset("test")) == 3
     (batch,) = data.test_dataloader()
@@ -48,7 +51,9 @@ def test_the_layout_of_tiny_imagenet(tmp_path: Path) -> None:
 
 
 def test_none_or_several_boxes_and_no_label(tmp_path: Path) -> None:
-    root = make(tmp_path, [{"file": "a.png", "boxes": []}, {"file": "b.png", "boxes": [[0, 0, 2, 2], [4, 4, 8, 8]]}], images=".")
+    root = make(
+        tmp_path, [{"file": "a.png", "boxes": []}, {"file": "b.png", "boxes": [[0, 0, 2, 2], [4, 4, 8, 8]]}], images="."
+    )
     data = BoxesData(root, images=".", size=8, class_names=["x", "y"])
     assert data.num_classes == 2
     (batch,) = data.test_dataloader()

@@ -30,7 +30,9 @@ def root(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
         data, labels = pixels(20, k)
         content = {"batch_label": name, "labels": labels, "data": data, "filenames": [f"{i}.png" for i in range(20)]}
         (folder / name).write_bytes(pickle.dumps(content, protocol=request.param))
-    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": ["a"] * 10, "num_vis": 3072}, protocol=request.param))
+    (folder / "batches.meta").write_bytes(
+        pickle.dumps({"label_names": ["a"] * 10, "num_vis": 3072}, protocol=request.param)
+    )
     return tmp_path
 
 
@@ -77,7 +79,9 @@ def test_too_much_is_asked_for(root: Path) -> None:
 
 
 def test_changed_files_are_refused_with_the_way_to_accept_them(root: Path) -> None:
-    with pytest.raises(UserError, match=r"data_batch_1 and 6 more differs from the official CIFAR-10.*data\.verify=false"):
+    with pytest.raises(
+        UserError, match=r"data_batch_1 and 6 more differs from the official CIFAR-10.*data\.verify=false"
+    ):
         CIFAR10Data(root).dataset("test")
 
 
@@ -110,7 +114,9 @@ class Evil:
         return (os.mkdir, ("ran",))
 
 
-@pytest.mark.parametrize("content", [Evil(), {"data": Evil(), "labels": []}, {"data": np.array([Evil()], dtype=object), "labels": [1]}])
+@pytest.mark.parametrize(
+    "content", [Evil(), {"data": Evil(), "labels": []}, {"data": np.array([Evil()], dtype=object), "labels": [1]}]
+)
 @pytest.mark.parametrize("protocol", [0, 2, 4, 5])
 def test_no_code_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content, protocol: int) -> None:
     monkeypatch.chdir(tmp_path)
@@ -155,7 +161,11 @@ def test_pickle_of_python_2(tmp_path: Path) -> None:
 
     array = (
         b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00t" + text(b"b") + b"tR(K\x01(K\x02M\x00\x0ct"
-        b"cnumpy\ndtype\n(" + text(b"u1") + b"K\x00K\x01tR(K\x03" + text(b"|") + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+        b"cnumpy\ndtype\n("
+        + text(b"u1")
+        + b"K\x00K\x01tR(K\x03"
+        + text(b"|")
+        + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
         b"I00\nT" + struct.pack("<i", data.size) + data.tobytes() + b"tb"
     )
     (tmp_path / "file").write_bytes(b"\x80\x02}(" + text(b"data") + array + text(b"labels") + b"](K\x03K\x07eu.")
@@ -182,7 +192,9 @@ def test_real_set() -> None:
     """Against torchvision's own reader on a real folder, if there is one."""
     data_root = Path(os.environ.get("EXPLAINODE_TEST_DATA", Path(__file__).parents[3] / "shared" / "data")) / "cifar10"
     if not (data_root / "cifar-10-batches-py").is_dir():
-        pytest.skip("needs CIFAR-10 in torchvision's layout (cifar-10-batches-py) in the cifar10 folder of the test data")
+        pytest.skip(
+            "needs CIFAR-10 in torchvision's layout (cifar-10-batches-py) in the cifar10 folder of the test data"
+        )
     import warnings
 
     with warnings.catch_warnings():

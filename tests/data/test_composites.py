@@ -12,7 +12,14 @@ from PIL import Image
 
 import explainode
 from explainode.data.batch import Batch
-from explainode.data.composites import CompositesData, CompositesDataset, FigureSilhouettes, MaskSilhouettes, fill_share, place_shape
+from explainode.data.composites import (
+    CompositesData,
+    CompositesDataset,
+    FigureSilhouettes,
+    MaskSilhouettes,
+    fill_share,
+    place_shape,
+)
 from explainode.data.image_folder import ImageFolderData
 from explainode.data.shapes import ShapesData
 from explainode.errors import UserError
@@ -35,7 +42,12 @@ class Flat:
         label = torch.tensor([self.labels[i] for i in good], dtype=torch.int64)
         color = torch.stack([torch.tensor(good) / 256, (label + 1) / 8, torch.zeros(len(good))], 1)
         image = color[:, :, None, None].expand(-1, -1, self.height, self.width).clone()
-        return Batch(image, label, torch.tensor(good, dtype=torch.int64), skipped={f"{i}.png": "torn" for i in indices if i in self.bad})
+        return Batch(
+            image,
+            label,
+            torch.tensor(good, dtype=torch.int64),
+            skipped={f"{i}.png": "torn" for i in indices if i in self.bad},
+        )
 
 
 class Coordinates(Flat):
@@ -59,7 +71,10 @@ def silhouettes(tmp_path: Path) -> Path:
     free = np.where((x > 10) & (x < 30) & (y > 10), 5, 0).astype(np.uint8)
     for name, mask in (("disk", disk), ("bar", bar), ("free", free)):
         Image.fromarray(mask).save(tmp_path / f"{name}.png")
-    write_list(tmp_path, [{"file": "disk.png", "class": 9}, {"file": "bar.png", "class": 3, "fraction": 0.2}, {"file": "free.png"}])
+    write_list(
+        tmp_path,
+        [{"file": "disk.png", "class": 9}, {"file": "bar.png", "class": 3, "fraction": 0.2}, {"file": "free.png"}],
+    )
     return tmp_path
 
 
@@ -73,7 +88,9 @@ def test_silhouettes_are_the_object_cut_out(silhouettes: Path) -> None:
     disk, bar, free = (shapes[k] for k in range(3))
     y, x = np.mgrid[:40, :60]
     distance = np.hypot(y - 20, x - 25)[9:32, 14:37]
-    assert torch.equal(disk, torch.from_numpy(np.where(distance < 12, 1, np.where(distance < 16, -1, 0))).to(torch.int8))
+    assert torch.equal(
+        disk, torch.from_numpy(np.where(distance < 12, 1, np.where(distance < 16, -1, 0))).to(torch.int8)
+    )
     assert bar.shape == (9, 60) and (bar == 1).all()
     assert free.shape == (29, 19) and (free == 1).all()
 
@@ -145,8 +162,12 @@ def test_the_middle_of_the_picture_moves_with_the_shape() -> None:
         shift = at - image[:2].permute(1, 2, 0)[mask == 1]
         assert (shift == shift[0]).all()
         middle = (at.amin(0) + at.amax(0)) / 2
-        assert ((middle - shift[0]) - 15.5).abs().max() <= 1.5  # cut to whole pixels, and nearest neighbor may lose a thin tip
-        assert torch.equal(image[0][mask == 0], torch.arange(32.0)[:, None].expand(32, 32)[mask == 0]), "the background moved"
+        assert (
+            (middle - shift[0]) - 15.5
+        ).abs().max() <= 1.5  # cut to whole pixels, and nearest neighbor may lose a thin tip
+        assert torch.equal(image[0][mask == 0], torch.arange(32.0)[:, None].expand(32, 32)[mask == 0]), (
+            "the background moved"
+        )
 
 
 def test_backgrounds_of_a_rare_class_are_found() -> None:
@@ -154,7 +175,9 @@ def test_backgrounds_of_a_rare_class_are_found() -> None:
     batch = CompositesDataset(source, FigureSilhouettes(), "test").__getitems__(list(range(20)))
     for k in range(20):
         assert torch.equal(batch.image[k, 0][batch.mask[k] == 0].unique(), torch.tensor([199 / 256]))
-    with pytest.raises(UserError, match="no picture of another class than class 2 in the test split; a background needs two classes"):
+    with pytest.raises(
+        UserError, match="no picture of another class than class 2 in the test split; a background needs two classes"
+    ):
         CompositesDataset(Flat([2] * 5), FigureSilhouettes(), "test").__getitems__([0])
 
 
@@ -174,7 +197,10 @@ def test_kinds_of_background() -> None:
     outside, inside = (picture.mask == 0)[:, None], (picture.mask == 1)[:, None]
     for batch in made.values():
         assert torch.equal(batch.mask, picture.mask) and torch.equal(batch.image * inside, picture.image * inside)
-    spread = {kind: torch.stack([b.image[k][:, b.mask[k] == 0].std(1).mean() for k in range(8)]).mean() for kind, b in made.items()}
+    spread = {
+        kind: torch.stack([b.image[k][:, b.mask[k] == 0].std(1).mean() for k in range(8)]).mean()
+        for kind, b in made.items()
+    }
     assert spread["flat"] < 1e-6 < spread["blurred"] < spread["picture"]
     assert not torch.equal(made["blurred"].image * outside, picture.image * outside)
 
@@ -182,7 +208,11 @@ def test_kinds_of_background() -> None:
 def test_pictures_that_cannot_be_read_are_left_out_and_named() -> None:
     source = Flat([i % 2 for i in range(12)], bad=(3, 4, 6))
     batch = CompositesDataset(source, FigureSilhouettes(), "test").__getitems__(list(range(12)))
-    assert batch.sample_id.tolist() == [0, 1, 2, 5, 7, 8, 9, 10, 11] and set(batch.skipped) == {"3.png", "4.png", "6.png"}
+    assert batch.sample_id.tolist() == [0, 1, 2, 5, 7, 8, 9, 10, 11] and set(batch.skipped) == {
+        "3.png",
+        "4.png",
+        "6.png",
+    }
     whole = CompositesDataset(Flat([i % 2 for i in range(12)]), FigureSilhouettes(), "test").__getitems__([5])
     assert torch.equal(whole.mask[0], batch.mask[3])
     nothing = CompositesDataset(Flat([0, 1], bad=(0,)), FigureSilhouettes(), "test").__getitems__([0])
@@ -229,10 +259,16 @@ def test_messages(silhouettes: Path, tmp_path: Path) -> None:
 
 
 def test_module_over_any_source(tmp_path: Path) -> None:
-    data = explainode.get("data/composites", source=ShapesData(train_size=20, val_size=10, test_size=12, size=20), batch_size=5)
+    data = explainode.get(
+        "data/composites", source=ShapesData(train_size=20, val_size=10, test_size=12, size=20), batch_size=5
+    )
     assert data.num_classes == 8 and data.image_size == 20 and data.class_names[0] == "disk"
     batches = list(data.test_dataloader())
-    assert [len(b) for b in batches] == [5, 5, 2] and batches[0].image.shape == (5, 3, 20, 20) and batches[0].mask.dtype == torch.int64
+    assert (
+        [len(b) for b in batches] == [5, 5, 2]
+        and batches[0].image.shape == (5, 3, 20, 20)
+        and batches[0].mask.dtype == torch.int64
+    )
     assert all(b.image.min() >= 0 and b.image.max() <= 1 for b in batches)
     for k in range(6):
         path = tmp_path / ("cat" if k < 3 else "dog") / f"{k}.png"

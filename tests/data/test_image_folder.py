@@ -147,7 +147,12 @@ def test_bad_files_never_end_an_epoch(torn: Path, workers: int) -> None:
 
     model = Tiny()
     data = ImageFolderData(torn, size=8, batch_size=1, num_workers=workers)
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
     trainer = L.Trainer(max_epochs=2, accelerator="cpu", num_sanity_val_steps=0, use_distributed_sampler=False, **quiet)
     trainer.fit(model, data)
     assert model.steps == 24 and trainer.current_epoch == 2

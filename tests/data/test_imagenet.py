@@ -35,7 +35,9 @@ def xml(path: Path, objects: list[tuple[str, int, int, int, int]]) -> None:
 @pytest.fixture
 def archive(tmp_path: Path) -> Path:
     """The archive's own folders: ILSVRC/Data/CLS-LOC, ILSVRC/Annotations/CLS-LOC, the mapping and the solution beside them."""
-    (tmp_path / "LOC_synset_mapping.txt").write_text("".join(f"{wnid} name {k}, other\n" for k, wnid in enumerate(WNIDS)))
+    (tmp_path / "LOC_synset_mapping.txt").write_text(
+        "".join(f"{wnid} name {k}, other\n" for k, wnid in enumerate(WNIDS))
+    )
     data, boxes = tmp_path / "ILSVRC/Data/CLS-LOC", tmp_path / "ILSVRC/Annotations/CLS-LOC"
     for k, wnid in enumerate(WNIDS):
         for n in range(k + 1):
@@ -53,7 +55,10 @@ def test_the_archive_with_its_solution(archive: Path) -> None:
     for split in ("val", "test"):
         batch = data.dataset(split).__getitems__([0, 1, 2, 3])
         assert batch.label.tolist() == CLASSES
-        assert batch.boxes[0].tolist() == [[0, 0, 10, 10], [2, 2, 10, 4]]  # the last pixel is inside; the second is clipped
+        assert batch.boxes[0].tolist() == [
+            [0, 0, 10, 10],
+            [2, 2, 10, 4],
+        ]  # the last pixel is inside; the second is clipped
 
 
 def test_training_pictures_have_the_boxes_of_their_xml_or_none(archive: Path) -> None:

@@ -57,7 +57,9 @@ def test_classes_beyond_255(tmp_path: Path) -> None:
     wnids = [f"n{k:08d}" for k in range(1, 301)]
     (tmp_path / "categories.txt").write_text("\n".join(reversed(wnids)))
     write(tmp_path, wnids[-1], "a", np.where(np.eye(10) > 0, 300, 44))
-    data = ImageNetSData(tmp_path, categories=tmp_path / "categories.txt", synsets=tmp_path / "categories.txt", num_classes=300, size=10)
+    data = ImageNetSData(
+        tmp_path, categories=tmp_path / "categories.txt", synsets=tmp_path / "categories.txt", num_classes=300, size=10
+    )
     batch = data.dataset("test")[0]
     assert torch.equal(batch.mask[0], torch.eye(10, dtype=torch.int64))
     assert batch.label.tolist() == [0]  # the network's order is that of `synsets`, the masks' that of the sorted ones
@@ -91,5 +93,7 @@ def test_messages(root: Path, tmp_path: Path) -> None:
     (batch,) = data.test_dataloader()
     assert batch.sample_id.tolist() == [1, 3, 4, 5, 7]
     reasons = sorted(data.skipped.values())
-    assert any("has one number per pixel" in r for r in reasons) and any("no pixel of its own class 4 (n02089867)" in r for r in reasons)
+    assert any("has one number per pixel" in r for r in reasons) and any(
+        "no pixel of its own class 4 (n02089867)" in r for r in reasons
+    )
     assert any(r.startswith("no mask ") for r in reasons)

@@ -41,10 +41,15 @@ def test_trimaps_and_labels(root: Path) -> None:
     shown = (batch.image[:, 0] * 255).round().long()
     assert torch.equal(batch.mask, (shown == 1).long() - (shown == 3).long()) and batch.boxes is None
     assert batch.label.tolist() == [0, 13, 33] and data.num_classes == 37
-    assert data.class_names[13] == "english setter" and data.class_names[0] == "Abyssinian" and len(data.class_names) == 37
+    assert (
+        data.class_names[13] == "english setter" and data.class_names[0] == "Abyssinian" and len(data.class_names) == 37
+    )
     assert len(data.dataset("train")) == 2
     species = OxfordPetData(root / "oxford-iiit-pet", "species", size=10)
-    assert species.dataset("val").__getitems__([0, 1, 2]).label.tolist() == [0, 1, 0] and species.class_names == ["cat", "dog"]
+    assert species.dataset("val").__getitems__([0, 1, 2]).label.tolist() == [0, 1, 0] and species.class_names == [
+        "cat",
+        "dog",
+    ]
 
 
 def test_the_same_pictures_and_labels_as_torchvision(root: Path) -> None:
@@ -78,7 +83,10 @@ def test_messages(root: Path, tmp_path: Path) -> None:
     assert batch.sample_id.tolist() == [1]
     assert any("holds 0..0; expected 1 (pet), 2 (background), 3 (border)" in r for r in data.skipped.values())
     assert any("must be of one size" in r for r in data.skipped.values())
-    for text, words in (("Abyssinian_201 x 1 1", "is not a list of pictures"), ("Abyssinian_201 38 1 1", "is of breed 38; expected 1..37")):
+    for text, words in (
+        ("Abyssinian_201 x 1 1", "is not a list of pictures"),
+        ("Abyssinian_201 38 1 1", "is of breed 38; expected 1..37"),
+    ):
         (base / "test.txt").write_text(text)
         with pytest.raises(UserError, match=words):
             OxfordPetData(root).dataset("test")

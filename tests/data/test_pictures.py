@@ -162,7 +162,9 @@ def test_size_is_the_center_of_the_resized_picture() -> None:
     assert (ours.image - exact(resized)).abs().max() <= 1.01 / 255  # one step of 8 bits
     assert load_picture(save(image.convert("L"), "PNG"), size=7).image.shape == (3, 7, 7)
     gray16 = Image.fromarray(np.array(image.convert("L")).astype(np.uint16) * 257)
-    difference = load_picture(save(gray16, "PNG"), size=20).image - load_picture(save(image.convert("L"), "PNG"), size=20).image
+    difference = (
+        load_picture(save(gray16, "PNG"), size=20).image - load_picture(save(image.convert("L"), "PNG"), size=20).image
+    )
     assert difference.abs().max() <= 1.01 / 255  # the 8-bit road rounds twice, the 16-bit road not at all
 
 

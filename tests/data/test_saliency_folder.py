@@ -67,7 +67,9 @@ def test_messages(looked: Path) -> None:
     with pytest.raises(UserError, match=r"no folder .*pictures; pictures are expected in"):
         SaliencyFolderData(looked, images="pictures").dataset("test")
     (looked / "other").mkdir()
-    with pytest.raises(UserError, match=r"no picture in .*images has a map of its name in .*other; expected .*\.png there"):
+    with pytest.raises(
+        UserError, match=r"no picture in .*images has a map of its name in .*other; expected .*\.png there"
+    ):
         SaliencyFolderData(looked, maps="other").dataset("test")
 
 

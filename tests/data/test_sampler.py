@@ -24,7 +24,9 @@ def test_evaluation_sees_each_image_exactly_once(case: tuple[int, int, int]) -> 
 
 
 @given(worlds, st.integers(0, 3), st.integers(0, 50))
-def test_training_ranks_have_equal_batches_of_different_images(case: tuple[int, int, int], seed: int, epoch: int) -> None:
+def test_training_ranks_have_equal_batches_of_different_images(
+    case: tuple[int, int, int], seed: int, epoch: int
+) -> None:
     n, batch_size, world = case
     samplers = [EpochSampler(n, batch_size, seed, shuffle=True, rank=r, world_size=world) for r in range(world)]
     for sampler in samplers:
@@ -81,7 +83,9 @@ def test_lightning_finds_set_epoch() -> None:
     assert sampler.epoch == 7
 
 
-@pytest.mark.parametrize("options", [{"batch_size": 0}, {"batch_size": 2, "rank": 2, "world_size": 2}, {"batch_size": 2, "rank": -1}])
+@pytest.mark.parametrize(
+    "options", [{"batch_size": 0}, {"batch_size": 2, "rank": 2, "world_size": 2}, {"batch_size": 2, "rank": -1}]
+)
 def test_bad_arguments(options: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="got"):
         EpochSampler(4, **options)

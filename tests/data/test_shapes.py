@@ -43,7 +43,9 @@ def test_pinned_bits() -> None:
     """The pictures are part of the results that people publish: this hash may only change together with a note in the changelog."""
     batch = ShapesDataset(16, 32, seed=1).__getitems__(list(range(16)))
     pixels = (batch.image * 255).round().to(torch.uint8)
-    digest = hashlib.sha256(pixels.numpy().tobytes() + batch.mask.numpy().tobytes() + batch.label.numpy().tobytes()).hexdigest()
+    digest = hashlib.sha256(
+        pixels.numpy().tobytes() + batch.mask.numpy().tobytes() + batch.label.numpy().tobytes()
+    ).hexdigest()
     assert digest[:16] == "fbf68bd36df8d7ec"
 
 
@@ -82,7 +84,9 @@ def test_classes_are_balanced_in_every_block() -> None:
     k = dataset.num_classes
     assert torch.equal(labels.view(-1, k).sort(1).values, torch.arange(k).expand(100, k))
     assert len({tuple(row) for row in labels.view(-1, k).tolist()}) > 90  # each block in an order of its own
-    spaced = labels[torch.arange(0, 800, k)]  # evenly spaced pictures, as the panels take them, are not all of one class
+    spaced = labels[
+        torch.arange(0, 800, k)
+    ]  # evenly spaced pictures, as the panels take them, are not all of one class
     assert len(spaced.unique()) == k
 
 
@@ -154,7 +158,10 @@ AREAS = {
     "ring": torch.pi * (0.92**2 - 0.46**2),
     "triangle": 3 * 3**0.5 / 4,  # equilateral in the unit circle
     "square": 1.4**2,
-    "star": 10 * 0.5 * 0.45 * torch.sin(torch.tensor(torch.pi / 5)).item(),  # ten triangles with sides 1 and 0.45 at 36 degrees
+    "star": 10
+    * 0.5
+    * 0.45
+    * torch.sin(torch.tensor(torch.pi / 5)).item(),  # ten triangles with sides 1 and 0.45 at 36 degrees
     "cross": 4 * (2 * 0.94 * 0.29) - 4 * 0.29**2,
 }
 
@@ -168,7 +175,8 @@ def test_areas(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"size": 8}, {"spurious": 1.5}, {"spurious": -0.1}, {"train_size": 0}, {"num_classes": 10}, {"batch_size": 0}]
+    "options",
+    [{"size": 8}, {"spurious": 1.5}, {"spurious": -0.1}, {"train_size": 0}, {"num_classes": 10}, {"batch_size": 0}],
 )
 def test_bad_options(options: dict) -> None:
     with pytest.raises(UserError):

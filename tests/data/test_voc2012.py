@@ -36,7 +36,9 @@ def make(root: Path, planes: dict[str, np.ndarray], boxes: dict[str, list[tuple]
     for folder in ("JPEGImages", "Annotations", "ImageSets/Segmentation"):
         (base / folder).mkdir(parents=True, exist_ok=True)
     for name, plane in planes.items():
-        Image.fromarray(plane.astype(np.uint8)).convert("RGB").save(base / "JPEGImages" / f"{name}.jpg", "PNG")  # lossless
+        Image.fromarray(plane.astype(np.uint8)).convert("RGB").save(
+            base / "JPEGImages" / f"{name}.jpg", "PNG"
+        )  # lossless
         save_mask(base / "SegmentationClass" / f"{name}.png", plane)
         objects = "".join(
             f"<object><name>{CLASS_NAMES[k]}</name><bndbox><xmin>{a}</xmin><ymin>{b}</ymin><xmax>{c}</xmax><ymax>{d}</ymax></bndbox>"
@@ -59,8 +61,14 @@ def plane(*objects: tuple[int, slice, slice], size: tuple[int, int] = (12, 12)) 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """A small cat with a border beside a large dog; a person alone; nothing but void."""
-    both = plane((255, slice(0, 4), slice(0, 4)), (CAT + 1, slice(1, 3), slice(1, 3)), (DOG + 1, slice(6, 12), slice(5, 12)))
-    planes = {"both": both, "person": plane((PERSON + 1, slice(2, 5), slice(2, 9))), "void": plane((255, slice(0, 9), slice(0, 9)))}
+    both = plane(
+        (255, slice(0, 4), slice(0, 4)), (CAT + 1, slice(1, 3), slice(1, 3)), (DOG + 1, slice(6, 12), slice(5, 12))
+    )
+    planes = {
+        "both": both,
+        "person": plane((PERSON + 1, slice(2, 5), slice(2, 9))),
+        "void": plane((255, slice(0, 9), slice(0, 9))),
+    }
     # as in VOC, pixels are counted from 1 and the last one is inside
     boxes = {"both": [(CAT, 2, 2, 3, 3), (DOG, 6, 7, 12, 12)], "person": [(PERSON, 3, 3, 9, 5)]}
     return make(tmp_path, planes, boxes)
@@ -101,7 +109,9 @@ def test_metrics_count_pictures_without_an_object(root: Path) -> None:
 
 def test_lists_and_the_folder_itself(root: Path) -> None:
     base = root / "VOCdevkit" / "VOC2012"
-    names = {split: [r.path.stem for r in VOC2012Data(base).dataset(split).records] for split in ("train", "val", "test")}
+    names = {
+        split: [r.path.stem for r in VOC2012Data(base).dataset(split).records] for split in ("train", "val", "test")
+    }
     assert names["train"] == ["void", "person", "both"] and names["val"] == names["test"] == ["both", "person", "void"]
     assert [r.path.stem for r in VOC2012Data(root, test_list="train").dataset("test").records] == names["train"]
     shutil.move(base / "SegmentationClass", base / "Other")

@@ -126,7 +126,9 @@ def paper_000(method, f, theta, states, grid, alpha):
         for i in reversed(range(s)):
             later = sum((b_tilde[j] * a[j][i] * phi[j] for j in range(i + 1, s)), torch.zeros_like(alpha))
             xi[i] = -later if i in I_0 else alpha - lam * later / b[i]
-            of_x, of_p = torch.autograd.functional.jacobian(lambda x, p, t=grid[l] + c[i] * lam: f(t, x, p), (X[i], theta))
+            of_x, of_p = torch.autograd.functional.jacobian(
+                lambda x, p, t=grid[l] + c[i] * lam: f(t, x, p), (X[i], theta)
+            )
             phi[i] = -of_x.T @ xi[i]
             of_theta = of_theta + lam * b_tilde[i] * (of_p.T @ xi[i])
         before = alpha - lam * sum(b_tilde[i] * phi[i] for i in range(s))
@@ -149,11 +151,15 @@ def test_equals_the_equations_of_the_paper(name):
 
     grid = [0.0, 0.3, 0.8, 1.0]  # unequal steps, as adaptive ones are
     batch = x[None].clone().requires_grad_()
-    solution = RungeKutta(name, steps=1).solve(lambda t, x: f(t, x[0], theta)[None], batch, grid=grid, parameters=(theta,))
+    solution = RungeKutta(name, steps=1).solve(
+        lambda t, x: f(t, x[0], theta)[None], batch, grid=grid, parameters=(theta,)
+    )
     found = grad(solution.state.square().sum(), [batch, theta])
     states = [x]
     for start, end in pairwise(grid):
-        states.append(RungeKutta(name, steps=1)(lambda t, x: f(t, x[0], theta.detach())[None], states[-1][None], start, end)[0])
+        states.append(
+            RungeKutta(name, steps=1)(lambda t, x: f(t, x[0], theta.detach())[None], states[-1][None], start, end)[0]
+        )
     alpha, of_theta = paper_000(method, f, theta.detach(), states, grid, 2 * states[-1])
     # at most 1e-12: Eq. 19 divides by weights that may be small, and cancels
     torch.testing.assert_close(found[0][0], alpha, rtol=1e-12, atol=1e-12)
@@ -177,7 +183,10 @@ def test_gradcheck(field, x0):
     t0, t1 = number(0.2), number(1.1)
     for name, memory in (("midpoint", "step"), ("rk4", "sqrt"), ("dopri5", "stage")):
         assert gradcheck(partial(RungeKutta(name, steps=3, memory=memory), field), (x0, t0, t1))
-    weight, bias = torch.randn(4, 4, dtype=torch.float64, requires_grad=True), torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    weight, bias = (
+        torch.randn(4, 4, dtype=torch.float64, requires_grad=True),
+        torch.randn(3, 4, dtype=torch.float64, requires_grad=True),
+    )
 
     def solve(x, weight, bias):
         solver = RungeKutta("heun3", steps=3)
@@ -197,7 +206,9 @@ def test_terms_that_share_memory(x0):
                 state = RungeKutta(name, steps=4, gradient=gradient).solve(field, x0, parameters=(bias, unused)).state
                 results.append(grad(loss(state), [x0, bias, unused], allow_unused=True))
             for a, b in zip(*results, strict=True):
-                torch.testing.assert_close(torch.zeros(()) if a is None else a, torch.zeros(()) if b is None else b, check_dtype=False)
+                torch.testing.assert_close(
+                    torch.zeros(()) if a is None else a, torch.zeros(()) if b is None else b, check_dtype=False
+                )
 
 
 # what training and explaining do to it
@@ -209,7 +220,9 @@ def test_several_targets_from_one_forward(memory, field, x0):
     exact = RungeKutta("rk4", steps=6, gradient="backprop")(field, x0)
     first = grad(state.sum(), x0, retain_graph=True)[0]
     for target in range(4):
-        found, expected = (grad(y[:, target].sum(), [x0, *field.parameters()], retain_graph=True) for y in (state, exact))
+        found, expected = (
+            grad(y[:, target].sum(), [x0, *field.parameters()], retain_graph=True) for y in (state, exact)
+        )
         assert max(errors(found, expected)) < 1e-13
     assert torch.equal(grad(state.sum(), x0)[0], first)
     with pytest.raises(RuntimeError, match="a second time"):
@@ -301,7 +314,11 @@ def test_random_numbers_are_drawn_again():
             return super().forward(t, x) + 0.3 * x * torch.randn_like(x)
 
     field, x = Noisy().double(), torch.ones(2, 4, dtype=torch.float64, requires_grad=True)
-    for settings in ({"steps": 6}, {"tableau": "dopri5", "max_steps": 8, "rtol": 1.0, "atol": 10.0}, {"tableau": "bosh3", "steps": 7}):
+    for settings in (
+        {"steps": 6},
+        {"tableau": "dopri5", "max_steps": 8, "rtol": 1.0, "atol": 10.0},
+        {"tableau": "bosh3", "steps": 7},
+    ):
         for memory in MEMORIES:
             results = []
             for gradient in ("backprop", "symplectic"):
@@ -337,7 +354,9 @@ def test_autocast_is_replayed():
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "half"):
             state = RungeKutta("rk4", steps=4, gradient=gradient)(network, start)
         assert state.dtype == torch.float32
-        found[gradient, precision] = torch.cat([part.flatten() for part in grad(state.square().sum(), [start, *network.parameters()])])
+        found[gradient, precision] = torch.cat(
+            [part.flatten() for part in grad(state.square().sum(), [start, *network.parameters()])]
+        )
     truth = found["backprop", "full"]
     naive, ours = ((found[gradient, "half"] - truth).norm() / truth.norm() for gradient in ("backprop", "symplectic"))
     assert 1e-4 < ours <= 1.05 * naive
@@ -396,7 +415,9 @@ def test_parameters_that_are_lent_to_the_field_get_their_gradient(field, x0, mem
     """torch.func.functional_call takes them back before the backward pass, which evaluates the field again."""
     field.register_buffer("shift", torch.tensor(0.5, dtype=torch.float64))
     field.register_forward_hook(lambda module, args, slope: slope * module.shift)
-    lent = {name: torch.randn_like(p).requires_grad_() for name, p in field.named_parameters()} | {"shift": torch.tensor(2.0).double()}
+    lent = {name: torch.randn_like(p).requires_grad_() for name, p in field.named_parameters()} | {
+        "shift": torch.tensor(2.0).double()
+    }
     inputs = [x0, *(tensor for tensor in lent.values() if tensor.requires_grad)]
 
     def gradients(**settings):
@@ -440,7 +461,9 @@ def test_an_optimizer_between_forward_and_backward_is_noticed(field, x0):
 def test_a_gradient_that_would_be_lost_is_refused(field, x0):
     solver = RungeKutta(steps=2)
     for x in (x0, x0.detach()):
-        with pytest.raises(UserError, match=r"a tensor of shape \(4, 16\) that requires grad and is not among its parameters"):
+        with pytest.raises(
+            UserError, match=r"a tensor of shape \(4, 16\) that requires grad and is not among its parameters"
+        ):
             solver(lambda t, x: field(t, x), x)
     with pytest.raises(UserError, match="name it in parameters="):
         solver.solve(field, x0, parameters=list(field.parameters())[:3])
@@ -459,7 +482,9 @@ def test_a_field_under_a_condition_that_is_learned_too(x0):
     def solve(gradient):
         condition = x0 @ weight  # not a leaf
         return (
-            RungeKutta("rk4", steps=3, gradient=gradient).solve(lambda t, x: torch.tanh(x + condition), x0, parameters=(condition,)).state
+            RungeKutta("rk4", steps=3, gradient=gradient)
+            .solve(lambda t, x: torch.tanh(x + condition), x0, parameters=(condition,))
+            .state
         )
 
     found, expected = (grad(loss(solve(gradient)), weight)[0] for gradient in ("symplectic", "backprop"))
@@ -476,7 +501,10 @@ def test_a_field_that_is_a_gradient_itself(field, x0):
 
     def solve(gradient):
         solver = RungeKutta("rk4", steps=3, gradient=gradient)
-        return grad(loss(solver.solve(flow, x0, 0.0, 0.1, parameters=tuple(field.parameters())).state), [x0, *field.parameters()][:-1])
+        return grad(
+            loss(solver.solve(flow, x0, 0.0, 0.1, parameters=tuple(field.parameters())).state),
+            [x0, *field.parameters()][:-1],
+        )
 
     assert max(errors(solve("symplectic"), solve("backprop"))) < 1e-13
 
@@ -494,7 +522,9 @@ def test_batch_norm_in_eval_mode_is_a_field():
     field.forward = lambda t, x: field.layers(x)
     x = torch.randn(2, 3, 5, 5, dtype=torch.float64, requires_grad=True)
     inputs = [x, *field.parameters()]
-    found, expected = (grad(loss(RungeKutta("rk4", steps=3, gradient=g)(field, x)), inputs) for g in ("symplectic", "backprop"))
+    found, expected = (
+        grad(loss(RungeKutta("rk4", steps=3, gradient=g)(field, x)), inputs) for g in ("symplectic", "backprop")
+    )
     assert max(errors(found, expected)) < 1e-13
 
 
@@ -550,7 +580,8 @@ def test_two_ranks_get_the_gradient_of_one(tmp_path: Path):
     script = tmp_path / "two.py"
     script.write_text(DISTRIBUTED)
     workers = [
-        subprocess.Popen([sys.executable, str(script), str(rank), str(tmp_path)], stderr=subprocess.PIPE, text=True) for rank in range(2)
+        subprocess.Popen([sys.executable, str(script), str(rank), str(tmp_path)], stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
     ]
     try:
         results = [worker.communicate(timeout=180) for worker in workers]

@@ -88,7 +88,9 @@ def test_another_interval_or_base_grid_is_another_path():
 
 def test_minus_zero_is_zero():
     like = torch.empty(2, 3)
-    assert torch.equal(BrownianPath(keys(2), 4, -0.0).increment(1, like), BrownianPath(keys(2), 4, 0.0).increment(1, like))
+    assert torch.equal(
+        BrownianPath(keys(2), 4, -0.0).increment(1, like), BrownianPath(keys(2), 4, 0.0).increment(1, like)
+    )
 
 
 # --- the same answer, whoever asks ---

@@ -27,7 +27,12 @@ def draw(noise, x, seed=1, **scope):
         return noise(x, x) if noise.kind == "dropout" else noise(x)
 
 
-ALL_KINDS = [{}, {"normalize": "batch"}, {"normalize": False}, *({"kind": kind} for kind in ("multiplicative", "dropout", "jump"))]
+ALL_KINDS = [
+    {},
+    {"normalize": "batch"},
+    {"normalize": False},
+    *({"kind": kind} for kind in ("multiplicative", "dropout", "jump")),
+]
 
 
 # --- the equations ---
@@ -46,7 +51,9 @@ def test_the_gaussian_equations(channels_last):
 def test_normalized_noise_has_the_promised_size_in_every_sample():
     x = torch.randn(3, 20_000) * torch.tensor([[0.01], [1.0], [100.0]]) + 7
     ratio = draw(numbered(magnitude=0.25), x).std(1) / x.std(1)
-    assert torch.allclose(ratio, torch.tensor(0.25), rtol=5 / (2 * 20_000) ** 0.5)  # five standard errors of a standard deviation
+    assert torch.allclose(
+        ratio, torch.tensor(0.25), rtol=5 / (2 * 20_000) ** 0.5
+    )  # five standard errors of a standard deviation
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e3])
@@ -65,8 +72,12 @@ def test_dropout_noise_is_dropout_of_the_change():
     with noise_scope(torch.arange(64), seed=1):
         dropped = (f + noise(x, f)) / f
     kept = dropped > 0.5
-    assert torch.allclose(dropped[kept], torch.tensor(1 / 0.7)) and torch.allclose(dropped[~kept], torch.tensor(0.0), atol=1e-6)
-    assert kept.float().mean().item() == pytest.approx(0.7, abs=5 * (0.3 * 0.7 / kept.numel()) ** 0.5)  # five standard errors
+    assert torch.allclose(dropped[kept], torch.tensor(1 / 0.7)) and torch.allclose(
+        dropped[~kept], torch.tensor(0.0), atol=1e-6
+    )
+    assert kept.float().mean().item() == pytest.approx(
+        0.7, abs=5 * (0.3 * 0.7 / kept.numel()) ** 0.5
+    )  # five standard errors
     with noise_scope(torch.arange(64)), pytest.raises(RuntimeError, match="change"):
         noise(x)
 
@@ -76,7 +87,9 @@ def test_jumps_are_rare_fair_and_in_proportion_to_the_state():
     jumps = draw(numbered(magnitude=0.5, kind="jump", rate=0.2), x) / x
     assert set(jumps.unique().tolist()) == {-0.5, 0.0, 0.5}
     for sign in (-0.5, 0.5):
-        assert (jumps == sign).float().mean().item() == pytest.approx(0.1, abs=5 * (0.1 * 0.9 / x.numel()) ** 0.5)  # five standard errors
+        assert (jumps == sign).float().mean().item() == pytest.approx(
+            0.1, abs=5 * (0.1 * 0.9 / x.numel()) ** 0.5
+        )  # five standard errors
     assert torch.count_nonzero(draw(numbered(kind="jump", rate=0.0), x)) == 0
     assert torch.count_nonzero(draw(numbered(kind="jump", rate=1.0), x)) == x.numel()
 
@@ -118,7 +131,9 @@ def test_gradient_equals_autograd_through_the_standard_deviation():
     x = state(dtype=torch.float64).requires_grad_()
     eps = normal_like(x, sample_keys(torch.arange(6), 1, 4, 0, 0))
     weight = torch.randn_like(x)
-    (expected,) = torch.autograd.grad((0.5 * x.flatten(1).std(1, unbiased=False).view(-1, 1, 1, 1) * eps * weight).sum(), x)
+    (expected,) = torch.autograd.grad(
+        (0.5 * x.flatten(1).std(1, unbiased=False).view(-1, 1, 1, 1) * eps * weight).sum(), x
+    )
     (ours,) = torch.autograd.grad((draw(numbered(magnitude=0.5), x) * weight).sum(), x)
     assert torch.allclose(ours, expected, rtol=1e-12, atol=1e-14)
 
@@ -178,7 +193,9 @@ def test_magnitude_0_never_speaks():
 # --- keys ---
 
 
-@pytest.mark.parametrize("settings", [settings for settings in ALL_KINDS if settings.get("normalize") != "batch"], ids=str)
+@pytest.mark.parametrize(
+    "settings", [settings for settings in ALL_KINDS if settings.get("normalize") != "batch"], ids=str
+)
 def test_noise_is_the_same_whatever_the_batch(settings):
     noise, x = numbered(**settings), state(64)
     whole = draw(noise, x)
@@ -186,7 +203,11 @@ def test_noise_is_the_same_whatever_the_batch(settings):
         with noise_scope(torch.arange(64), seed=1), noise_rows(rows):
             drawn = noise(x[rows], x[rows])
             # the standard deviation of one row may be summed in another order than that of many
-            assert torch.allclose(drawn, whole[rows], rtol=1e-6, atol=0) if settings == {} else torch.equal(drawn, whole[rows])
+            assert (
+                torch.allclose(drawn, whole[rows], rtol=1e-6, atol=0)
+                if settings == {}
+                else torch.equal(drawn, whole[rows])
+            )
 
 
 def test_seed_draw_block_and_sample_change_it():
@@ -219,7 +240,10 @@ def test_blocks_are_numbered_in_module_order():
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"kind": "additiv"}, r"one of additive, multiplicative, dropout, jump, got 'additiv'; the nearest is additive"),
+        (
+            {"kind": "additiv"},
+            r"one of additive, multiplicative, dropout, jump, got 'additiv'; the nearest is additive",
+        ),
         ({"where": "inside"}, r"before or after the activation, got where='inside'"),
         ({"kind": "jmp"}, r"nearest is jump"),
         ({"normalize": "sample"}, r"each sample \(true\).*normalize='sample'"),

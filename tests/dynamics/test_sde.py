@@ -10,7 +10,13 @@ import torchsde
 from torch import nn
 
 from explainode.dynamics.brownian import BrownianPath
-from explainode.dynamics.diffusion import AdditiveDiffusion, Diffusion, DropoutDiffusion, LearnedDiffusion, MultiplicativeDiffusion
+from explainode.dynamics.diffusion import (
+    AdditiveDiffusion,
+    Diffusion,
+    DropoutDiffusion,
+    LearnedDiffusion,
+    MultiplicativeDiffusion,
+)
 from explainode.dynamics.failure import NonFiniteState
 from explainode.dynamics.noise import Noise
 from explainode.dynamics.sde import EulerMaruyama, Milstein
@@ -51,7 +57,9 @@ def gradients(solver, drift, diffusion, x0, key, parameters=(), **settings):
     """X(t1) and d(loss)/d(x0, every parameter)."""
     x0 = x0.clone().requires_grad_()
     x1 = solver(drift, diffusion, x0, key, parameters=parameters, **settings)
-    learned = [p for field in (drift, diffusion) if isinstance(field, nn.Module) for p in field.parameters()] + list(parameters)
+    learned = [p for field in (drift, diffusion) if isinstance(field, nn.Module) for p in field.parameters()] + list(
+        parameters
+    )
     return [x1.detach(), *torch.autograd.grad(x1.sin().sum(), [x0, *learned])]
 
 
@@ -103,7 +111,9 @@ def test_in_float32_it_is_as_good_as_backprop(solver):
     exact = gradients(solver(16), network(1), network(3), state(), keys(3))
     single = [network(seed).float() for seed in (1, 3)]
     errors = [
-        distance([g.double() for g in gradients(solver(16, gradient=gradient), *single, state().float(), keys(3))], exact)
+        distance(
+            [g.double() for g in gradients(solver(16, gradient=gradient), *single, state().float(), keys(3))], exact
+        )
         for gradient in ("discrete", "backprop")
     ]
     assert errors[0] < 2 * errors[1]
@@ -159,7 +169,9 @@ def test_states_are_what_is_stored_and_hooks_see_them():
         x1 = EulerMaruyama(7)(network(1), network(3), x, keys(3))
     assert seen[-7:] == [x.shape] * 7  # before them, the one evaluation that is inspected for hidden parameters
     ours = torch.autograd.grad(x1.sin().sum(), x)
-    assert distance(ours, gradients(EulerMaruyama(7, "backprop"), network(1), network(3), state(), keys(3))[1:2]) < 1e-13
+    assert (
+        distance(ours, gradients(EulerMaruyama(7, "backprop"), network(1), network(3), state(), keys(3))[1:2]) < 1e-13
+    )
 
 
 def test_the_recomputed_noise_is_the_noise(monkeypatch):
@@ -187,7 +199,9 @@ def test_second_derivatives_are_refused_or_had_by_backprop():
 # --- what held in the forward pass holds when it is computed again ---
 
 
-@pytest.mark.parametrize("solver", [EulerMaruyama(3), Milstein(3), TorchSDE(steps=64, gradient="adjoint")], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(
+    "solver", [EulerMaruyama(3), Milstein(3), TorchSDE(steps=64, gradient="adjoint")], ids=lambda s: type(s).__name__
+)
 def test_parameters_that_are_lent_to_the_fields_get_their_gradient(solver):
     """torch.func.functional_call takes them back before the backward pass, which evaluates the fields again."""
 
@@ -199,13 +213,18 @@ def test_parameters_that_are_lent_to_the_fields_get_their_gradient(solver):
         def forward(self, x):
             return self.solver(self.drift, self.noise, x, keys(len(x)))
 
-    x0, lent = state().requires_grad_(), {name: p.detach().clone().requires_grad_() for name, p in Model(solver).named_parameters()}
+    x0, lent = (
+        state().requires_grad_(),
+        {name: p.detach().clone().requires_grad_() for name, p in Model(solver).named_parameters()},
+    )
     exact = dataclasses.replace(solver, gradient="backprop")
     found, expected = (
         torch.autograd.grad(torch.func.functional_call(Model(way), lent, (x0,)).sin().sum(), [x0, *lent.values()])
         for way in (solver, exact)
     )
-    assert distance(found, expected) < (0.3 if isinstance(solver, TorchSDE) else 1e-13)  # torchsde's adjoint is approximate
+    assert distance(found, expected) < (
+        0.3 if isinstance(solver, TorchSDE) else 1e-13
+    )  # torchsde's adjoint is approximate
 
 
 def test_torch_func_goes_through_backprop_and_is_told_so_elsewhere():
@@ -222,10 +241,15 @@ def test_torch_func_goes_through_backprop_and_is_told_so_elsewhere():
 def test_compiled_fields(solver):
     drift, noise, x0, key = network(1), LearnedDiffusion(4, 0.3).double(), state(), keys(3)
     compiled = [torch.compile(field, backend="aot_eager") for field in (drift, noise)]
-    assert distance(gradients(solver(3), *compiled, x0, key), gradients(solver(3, "backprop"), drift, noise, x0, key)) < 1e-13
+    assert (
+        distance(gradients(solver(3), *compiled, x0, key), gradients(solver(3, "backprop"), drift, noise, x0, key))
+        < 1e-13
+    )
 
 
-@pytest.mark.parametrize("solver", [EulerMaruyama(2), Milstein(2), TorchSDE(steps=2)], ids=lambda solver: type(solver).__name__)
+@pytest.mark.parametrize(
+    "solver", [EulerMaruyama(2), Milstein(2), TorchSDE(steps=2)], ids=lambda solver: type(solver).__name__
+)
 def test_a_compiled_network_around_the_solver(solver):
     class Model(nn.Module):
         def __init__(self):
@@ -291,7 +315,9 @@ def test_autocast_is_replayed_and_later_layers_keep_their_gradient():
             later = drift(torch.zeros(()), x1.detach())
         errors[gradient] = distance(torch.autograd.grad(x1.sin().sum(), [x, *drift.parameters()]), exact[1:])
         assert all(torch.count_nonzero(g) for g in torch.autograd.grad(later.sum(), list(drift.parameters())))
-    assert errors["discrete"] < 1.5 * errors["backprop"] < 0.1  # bfloat16 keeps 8 bits: the forward pass alone is 1e-2 off
+    assert (
+        errors["discrete"] < 1.5 * errors["backprop"] < 0.1
+    )  # bfloat16 keeps 8 bits: the forward pass alone is 1e-2 off
 
 
 def test_parameters_that_change_between_the_passes_are_noticed():
@@ -347,7 +373,10 @@ def test_strong_order_on_geometric_brownian_motion(solver):
     """The error is a mean over 32,768 paths, shared by all grids: 0.1 covers the terms of higher order at h = 1/4, not the sampling."""
     drift, diffusion, exact = geometric_brownian_motion(mu=0.5, sigma=0.7)
     x0, key = torch.ones_like(exact), keys(PATHS[0])
-    errors = [(solver(steps, refinement=level)(drift, diffusion, x0, key) - exact).abs().mean().item() for steps, level in GRIDS]
+    errors = [
+        (solver(steps, refinement=level)(drift, diffusion, x0, key) - exact).abs().mean().item()
+        for steps, level in GRIDS
+    ]
     assert abs(slope([steps for steps, _ in GRIDS], errors) - solver.strong_order) < 0.1
 
 
@@ -364,7 +393,9 @@ def test_weak_order_on_geometric_brownian_motion(solver, moment):
         errors.append(difference.mean().abs().item())
         assert difference.std().item() / math.sqrt(difference.numel()) < 0.03 * errors[-1]
     assert abs(slope([steps for steps, _ in GRIDS], errors) - solver.weak_order) < 0.15
-    assert exact.pow(moment).mean().item() == pytest.approx(math.exp(moment * mu + moment * (moment - 1) * sigma**2 / 2), rel=0.02)
+    assert exact.pow(moment).mean().item() == pytest.approx(
+        math.exp(moment * mu + moment * (moment - 1) * sigma**2 / 2), rel=0.02
+    )
 
 
 def test_euler_maruyama_has_the_moments_of_its_own_recursion():
@@ -391,7 +422,9 @@ def ornstein_uhlenbeck(level):
     rest = -math.expm1(-2 * THETA * h) / (2 * THETA) - decay**2 / (THETA**2 * h)
     for n in range(4 << level):
         fresh = normal_like(x, fold_in(path.key, "rest", n))
-        x = x * math.exp(-THETA * h) + SIGMA * (path.increment(n, x, level) * decay / (THETA * h) + math.sqrt(rest) * fresh)
+        x = x * math.exp(-THETA * h) + SIGMA * (
+            path.increment(n, x, level) * decay / (THETA * h) + math.sqrt(rest) * fresh
+        )
     return x
 
 
@@ -402,7 +435,12 @@ def test_strong_order_is_1_where_the_noise_is_additive(solver):
     assert exact.mean().item() == pytest.approx(math.exp(-THETA), abs=5 * math.sqrt(variance / exact.numel()))
     assert exact.var().item() == pytest.approx(variance, rel=5 * math.sqrt(2 / exact.numel()))
     errors = [
-        (solver(steps, refinement=level)(lambda t, x: -THETA * x, AdditiveDiffusion(SIGMA), torch.ones_like(exact), keys(PATHS[0])) - exact)
+        (
+            solver(steps, refinement=level)(
+                lambda t, x: -THETA * x, AdditiveDiffusion(SIGMA), torch.ones_like(exact), keys(PATHS[0])
+            )
+            - exact
+        )
         .abs()
         .mean()
         .item()
@@ -416,10 +454,13 @@ def test_weak_order_on_ornstein_uhlenbeck(solver):
     """E X(1) = e^{-theta}, and E X_N = (1 - theta h)^N for these solvers: with no noise in the mean, the order needs no samples."""
     x0 = torch.ones(4, 1, dtype=torch.float64)
     errors = [
-        abs(solver(n)(lambda t, x: -THETA * x, lambda t, x: 0.0, x0, keys(4))[0].item() - math.exp(-THETA)) for n in (16, 32, 64, 128)
+        abs(solver(n)(lambda t, x: -THETA * x, lambda t, x: 0.0, x0, keys(4))[0].item() - math.exp(-THETA))
+        for n in (16, 32, 64, 128)
     ]
     assert abs(slope([16, 32, 64, 128], errors) - 1) < 0.1
-    x = solver(8)(lambda t, x: -THETA * x, AdditiveDiffusion(SIGMA), torch.ones(PATHS, dtype=torch.float64), keys(PATHS[0]))
+    x = solver(8)(
+        lambda t, x: -THETA * x, AdditiveDiffusion(SIGMA), torch.ones(PATHS, dtype=torch.float64), keys(PATHS[0])
+    )
     variance = SIGMA**2 / 8 * sum((1 - THETA / 8) ** (2 * n) for n in range(8))
     assert x.mean().item() == pytest.approx((1 - THETA / 8) ** 8, abs=5 * math.sqrt(variance / x.numel()))
     assert x.var().item() == pytest.approx(variance, rel=5 * math.sqrt(2 / x.numel()))
@@ -477,7 +518,9 @@ def test_the_noise_keeps_to_the_first_states_memory_order():
     """A field that answers in channels_last would else permute the noise from the second step on."""
     x0 = state()
     one, other = (
-        EulerMaruyama(3)(lambda t, x, order=order: (-x).contiguous(memory_format=order), AdditiveDiffusion(1.0), x0, keys(3))
+        EulerMaruyama(3)(
+            lambda t, x, order=order: (-x).contiguous(memory_format=order), AdditiveDiffusion(1.0), x0, keys(3)
+        )
         for order in (torch.contiguous_format, torch.channels_last)
     )
     assert torch.equal(one, other)
@@ -499,7 +542,12 @@ def test_time_runs_over_the_grid_in_the_states_precision():
     for dtype, expected in ((torch.float64, torch.float64), (torch.bfloat16, torch.float32)):
         times = []
         EulerMaruyama(4)(
-            lambda t, x, times=times: times.append(t) or x, lambda t, x: 0.1, torch.ones(2, 3, dtype=dtype), keys(2), t0=1.0, t1=2.0
+            lambda t, x, times=times: times.append(t) or x,
+            lambda t, x: 0.1,
+            torch.ones(2, 3, dtype=dtype),
+            keys(2),
+            t0=1.0,
+            t1=2.0,
         )
         assert [t.item() for t in times] == [1.0, 1.25, 1.5, 1.75]
         assert all(t.shape == () and t.dtype == expected for t in times)
@@ -534,8 +582,14 @@ def test_bad_diffusions(make, sentence):
 # --- bad input ---
 
 
-WRONG = [({"gradient": "discret"}, "no gradient called 'discret'; the nearest are"), ({"steps": 0}, "at least 1 step, got steps=0")]
-WRONG_REFINEMENTS = [({"steps": 12, "refinement": 3}, r"refinement=3 .* got steps=12"), ({"refinement": -1}, "refinement=-1")]
+WRONG = [
+    ({"gradient": "discret"}, "no gradient called 'discret'; the nearest are"),
+    ({"steps": 0}, "at least 1 step, got steps=0"),
+]
+WRONG_REFINEMENTS = [
+    ({"steps": 12, "refinement": 3}, r"refinement=3 .* got steps=12"),
+    ({"refinement": -1}, "refinement=-1"),
+]
 
 
 @pytest.mark.parametrize(
@@ -614,7 +668,9 @@ class _Equation:
         return 0.3 + 0.2 * torch.cos(y)
 
 
-@pytest.mark.parametrize(("solver", "method", "options"), [(EulerMaruyama, "euler", {}), (Milstein, "milstein", {"grad_free": True})])
+@pytest.mark.parametrize(
+    ("solver", "method", "options"), [(EulerMaruyama, "euler", {}), (Milstein, "milstein", {"grad_free": True})]
+)
 def test_on_one_path_torchsde_gives_the_same(solver, method, options):
     y0, equation = torch.randn(6, 5, dtype=torch.float64), _Equation()
     times = torch.tensor([0.0, 1.0], dtype=torch.float64)
@@ -622,7 +678,9 @@ def test_on_one_path_torchsde_gives_the_same(solver, method, options):
     assert torch.allclose(solver(8)(equation.f, equation.g, y0, keys(6)), theirs, rtol=1e-14, atol=1e-14)
 
 
-@pytest.mark.parametrize(("method", "mean"), [("euler", (5 / 6) ** 6), ("milstein", (5 / 6) ** 6), ("srk", math.exp(-1))])
+@pytest.mark.parametrize(
+    ("method", "mean"), [("euler", (5 / 6) ** 6), ("milstein", (5 / 6) ** 6), ("srk", math.exp(-1))]
+)
 def test_torchsde_behind_our_call(method, mean):
     """States of any shape, as many steps as asked for, the mean of an Ornstein-Uhlenbeck process, and a path for each sample."""
     times = set()

@@ -49,14 +49,18 @@ def test_one_euler_step_is_a_residual_block_bit_for_bit():
     branch = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.ReLU())
     x = torch.randn(2, 3, 8, 8)
     for gradient in ("symplectic", "backprop"):
-        assert torch.equal(RungeKutta("euler", steps=1, gradient=gradient)(lambda t, x: branch(x).detach(), x), x + branch(x))
+        assert torch.equal(
+            RungeKutta("euler", steps=1, gradient=gradient)(lambda t, x: branch(x).detach(), x), x + branch(x)
+        )
 
 
 def test_fixed_steps_evaluate_what_they_need(field, x0):
     for method in TABLEAUS.values():
         solution = RungeKutta(method, steps=5).solve(field, x0, 0.5, 2.0)
         assert solution.evaluations == 5 * len(method.working_stages) and solution.rejected == 0
-        assert solution.grid.dtype == torch.float64 and solution.grid.tolist() == pytest.approx([0.5 + 0.3 * n for n in range(6)])
+        assert solution.grid.dtype == torch.float64 and solution.grid.tolist() == pytest.approx(
+            [0.5 + 0.3 * n for n in range(6)]
+        )
         assert solution.grid[-1] == 2.0
 
 
@@ -68,7 +72,9 @@ def test_adaptive_steps_meet_the_tolerance(name, x0):
     assert error < 20 * tight["rtol"]
     method = TABLEAUS[name]
     tried = len(solution.grid) - 1 + solution.rejected
-    evaluations = 2 + tried * (method.stages - 1) + (0 if method.fsal else len(solution.grid) - 2)  # the first step costs one
+    evaluations = (
+        2 + tried * (method.stages - 1) + (0 if method.fsal else len(solution.grid) - 2)
+    )  # the first step costs one
     assert solution.evaluations == evaluations
 
 
@@ -143,7 +149,9 @@ def test_solvers_are_values():
 ORDINARY = ("explainode.dynamics.solver.", "explainode.dynamics.torch_diff_eq.")
 
 
-@pytest.mark.parametrize("name", [name for name in names("solver") if load(f"solver/{name}")["_target_"].startswith(ORDINARY)])
+@pytest.mark.parametrize(
+    "name", [name for name in names("solver") if load(f"solver/{name}")["_target_"].startswith(ORDINARY)]
+)
 def test_every_entry_of_conf_solves(name):
     solver = get(f"solver/{name}")
     assert torch.allclose(solver(decay, torch.ones(2, 2), 0.0, 1.0), torch.full((2, 2), 0.3679), atol=0.05)
@@ -159,7 +167,10 @@ def test_fixed_steps_agree_with_torchdiffeq(theirs, field, x0):
     x0.requires_grad_()
     t1 = torch.tensor(1.3, dtype=torch.float64, requires_grad=True)
     inputs = [x0, t1, *field.parameters()]
-    other, ours = TorchDiffEq(theirs, steps=6).solve(field, x0, 0.1, t1), RungeKutta(METHODS[theirs], steps=6).solve(field, x0, 0.1, t1)
+    other, ours = (
+        TorchDiffEq(theirs, steps=6).solve(field, x0, 0.1, t1),
+        RungeKutta(METHODS[theirs], steps=6).solve(field, x0, 0.1, t1),
+    )
     torch.testing.assert_close(other.state, ours.state, rtol=0, atol=1e-14)
     assert torch.equal(other.grid, ours.grid) and other.evaluations == ours.evaluations
     for theirs_, ours_ in zip(*(torch.autograd.grad(s.state.sin().sum(), inputs) for s in (other, ours)), strict=True):
@@ -171,7 +182,9 @@ def test_adaptive_steps_agree_with_torchdiffeq(field, x0):
     for method in ("dopri5", "dopri8"):
         theirs = TorchDiffEq(method, rtol=1e-9, atol=1e-11).solve(field, x0, 0.1, 1.3)
         torch.testing.assert_close(theirs.state, ours, rtol=0, atol=1e-6)  # they interpolate to the end
-        assert theirs.grid[0] == 0.1 and theirs.grid[-1] == 1.3 and all(a < b for a, b in pairwise(theirs.grid.tolist()))
+        assert (
+            theirs.grid[0] == 0.1 and theirs.grid[-1] == 1.3 and all(a < b for a, b in pairwise(theirs.grid.tolist()))
+        )
 
 
 @pytest.mark.parametrize(("name", "steps"), [("rk4_38", 8), ("midpoint", 8), ("dopri5", None)])
@@ -180,7 +193,9 @@ def test_the_continuous_adjoint_is_near_the_exact_gradient_and_not_equal(name, s
     found = {}
     for gradient in ("symplectic", "adjoint"):
         state = RungeKutta(name, steps=steps, gradient=gradient)(field, x0, 0.0, 2.0)
-        found[gradient] = torch.cat([g.flatten() for g in torch.autograd.grad(state.square().sum(), [x0, *field.parameters()])])
+        found[gradient] = torch.cat(
+            [g.flatten() for g in torch.autograd.grad(state.square().sum(), [x0, *field.parameters()])]
+        )
     gap = (found["adjoint"] - found["symplectic"]).norm() / found["symplectic"].norm()
     assert 1e-9 < gap < 2e-2
 
@@ -221,14 +236,20 @@ def test_torchdiffeq_refuses_what_it_would_lose(x0):
     ("settings", "words"),
     [
         ({"tableau": "rk5"}, "no tableau named 'rk5'; the nearest are rk4"),
-        ({"gradient": "backprob"}, "gradient must be one of symplectic, backprop, adjoint, got 'backprob'; the nearest is backprop"),
+        (
+            {"gradient": "backprob"},
+            "gradient must be one of symplectic, backprop, adjoint, got 'backprob'; the nearest is backprop",
+        ),
         ({"memory": "steps"}, "memory must be one of step, stage, sqrt, got 'steps'; the nearest is step"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"steps": 4, "max_steps": 0}, "max_steps must be at least 1"),
         ({"steps": 4, "fallback_steps": 0}, "fallback_steps must be at least 1"),
         ({"tableau": "dopri5", "rtol": 0.0}, "rtol and atol must be positive"),
         ({"tableau": "rk4", "steps": None}, "rk4 has no error estimate to choose steps by; set steps"),
-        ({"tableau": "rk4", "steps": 4, "gradient": "adjoint"}, r"torchdiffeq has no rk4 with fixed steps.*take rk4_38"),
+        (
+            {"tableau": "rk4", "steps": 4, "gradient": "adjoint"},
+            r"torchdiffeq has no rk4 with fixed steps.*take rk4_38",
+        ),
         ({"tableau": "tsit5", "gradient": "adjoint"}, "torchdiffeq has no tsit5 with adaptive steps"),
     ],
 )
@@ -269,7 +290,10 @@ def test_a_field_that_is_none_is_refused(field, words, requires_grad):
         ({"t0": 1.0, "t1": 0.0}, "negate the field"),
         ({"t1": float("inf")}, "t1 must come after t0"),
         ({"t1": torch.ones(1)}, r"t1 must be a number or a 0-dim tensor, got shape \(1,\)"),
-        ({"x0": torch.ones(2, 3, dtype=torch.int64)}, r"x0 must be a floating-point tensor \(B, \*S\), got torch.int64"),
+        (
+            {"x0": torch.ones(2, 3, dtype=torch.int64)},
+            r"x0 must be a floating-point tensor \(B, \*S\), got torch.int64",
+        ),
         ({"x0": torch.tensor(1.0)}, "x0 must be"),
         ({"grid": [0.0, 0.5]}, "grid must rise from t0=0 to t1=1, got 2 times from 0 to 0.5"),
         ({"grid": [0.0, 0.7, 0.5, 1.0]}, "grid must rise"),
@@ -292,7 +316,11 @@ class Block(nn.Module):
 
 def test_layers_in_train_mode_are_refused_by_name():
     x = torch.randn(2, 3, 4, 4)
-    for layer, name in ((nn.BatchNorm2d(3), "BatchNorm2d"), (nn.Dropout(0.5), "Dropout"), (nn.SyncBatchNorm(3), "SyncBatchNorm")):
+    for layer, name in (
+        (nn.BatchNorm2d(3), "BatchNorm2d"),
+        (nn.Dropout(0.5), "Dropout"),
+        (nn.SyncBatchNorm(3), "SyncBatchNorm"),
+    ):
         block = Block(layer)
         with pytest.raises(UserError, match=f"{name} 'body.1' is in train mode"):
             RungeKutta(steps=2)(block, x)
@@ -312,7 +340,12 @@ def test_a_state_that_is_not_finite_names_the_step():
 
     with pytest.raises(NonFiniteState) as caught:
         RungeKutta("euler", steps=4)(explodes, torch.ones(1, 1))
-    assert caught.value.t == 0.75 and caught.value.dt == 0.25 and caught.value.evaluations == 4 and caught.value.block is None
+    assert (
+        caught.value.t == 0.75
+        and caught.value.dt == 0.25
+        and caught.value.evaluations == 4
+        and caught.value.block is None
+    )
     assert "not finite at t=0.75 (step 0.25, 4 evaluations of the field)" in str(caught.value)
     caught.value.block = "layer2.0"
     assert "in block 'layer2.0' at t=0.75" in str(caught.value) and "\n" not in str(caught.value)
@@ -354,7 +387,9 @@ def test_fixed_steps_where_adaptive_ones_fail(gradient):
         return torch.cos(50 * t) * x
 
     solution = solver.solve(field, x0)
-    assert len(solution.grid) == 41 and isinstance(solution.failure, TooManySteps) and solution.failure.evaluations == 32
+    assert (
+        len(solution.grid) == 41 and isinstance(solution.failure, TooManySteps) and solution.failure.evaluations == 32
+    )
     assert solution.evaluations == 32 + 40 * 6
     fixed = RungeKutta("dopri5", steps=40).solve(field, x0)
     assert torch.equal(solution.state, fixed.state) and fixed.failure is None
@@ -367,4 +402,9 @@ def test_failures_travel_between_processes():
     error = StepUnderflow(0.5, 1e-9, 12)
     error.block = "layer3"
     again = pickle.loads(pickle.dumps(error))
-    assert type(again) is StepUnderflow and isinstance(again, SolverError) and str(again) == str(error) and again.block == "layer3"
+    assert (
+        type(again) is StepUnderflow
+        and isinstance(again, SolverError)
+        and str(again) == str(error)
+        and again.block == "layer3"
+    )

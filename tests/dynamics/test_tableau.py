@@ -57,13 +57,27 @@ def test_measured_order_is_the_stated_one(method):
 
 
 def test_names_are_those_of_the_documentation():
-    assert set(TABLEAUS) == {"euler", "midpoint", "heun2", "heun3", "ralston", "rk4", "rk4_38", "bosh3", "dopri5", "tsit5", "fehlberg2"}
+    assert set(TABLEAUS) == {
+        "euler",
+        "midpoint",
+        "heun2",
+        "heun3",
+        "ralston",
+        "rk4",
+        "rk4_38",
+        "bosh3",
+        "dopri5",
+        "tsit5",
+        "fehlberg2",
+    }
     assert {name for name, method in TABLEAUS.items() if method.fsal} == {"bosh3", "dopri5", "tsit5"}
     assert {name for name, method in TABLEAUS.items() if not method.adaptive} == {"euler", "heun3", "rk4", "rk4_38"}
 
 
 def test_working_stages_are_those_that_the_step_needs():
-    assert tableau("dopri5").working_stages == tuple(range(6))  # the second has no weight, but feeds others; the seventh is for the error
+    assert tableau("dopri5").working_stages == tuple(
+        range(6)
+    )  # the second has no weight, but feeds others; the seventh is for the error
     assert tableau("midpoint").working_stages == (0, 1)
     idle = Tableau("idle", 1, a=((), (0.5,), (0.5, 0.5)), b=(0.5, 0.0, 0.5), c=(0.0, 0.5, 1.0))
     assert idle.working_stages == (0, 1, 2)

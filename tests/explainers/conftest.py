@@ -90,10 +90,14 @@ def make_net(magnitude: float = 0.0) -> SmallNet:
         torch.manual_seed(0)
         net = SmallNet(magnitude)
         for module in net.modules():
-            if isinstance(module, nn.BatchNorm2d):  # statistics that differ from any batch's, so that train mode gives other maps
+            if isinstance(
+                module, nn.BatchNorm2d
+            ):  # statistics that differ from any batch's, so that train mode gives other maps
                 module.running_mean.normal_(0, 0.2)
                 module.running_var.uniform_(0.05, 0.2)
-        nn.init.zeros_(net.head.bias)  # else constants dominate the scores, and differences of scores are mostly rounding
+        nn.init.zeros_(
+            net.head.bias
+        )  # else constants dominate the scores, and differences of scores are mostly rounding
     return net.eval()
 
 

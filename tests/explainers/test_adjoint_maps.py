@@ -21,7 +21,9 @@ SOLVER = RungeKutta("heun2", steps=4)
 
 @pytest.fixture
 def resnet():
-    torch.manual_seed(0)  # width 48: three channels in a group; with one, GroupNorm before the pooling makes every CAM weight exactly 0
+    torch.manual_seed(
+        0
+    )  # width 48: three channels in a group; with one, GroupNorm before the pooling makes every CAM weight exactly 0
     return six_block_resnet(width=48, blocks=3).double().eval()
 
 
@@ -94,7 +96,10 @@ def test_a_depth_between_two_steps_takes_the_nearest(ode, images, classes):
 
 @pytest.mark.parametrize("memory", ["step", "stage", "sqrt"])
 def test_the_memory_mode_changes_nothing(resnet, images, classes, memory):
-    modes = [NeuralODE.from_resnet(resnet, RungeKutta("rk4", steps=4, **way)) for way in ({"memory": memory}, {"gradient": "backprop"})]
+    modes = [
+        NeuralODE.from_resnet(resnet, RungeKutta("rk4", steps=4, **way))
+        for way in ({"memory": memory}, {"gradient": "backprop"})
+    ]
     one, two = (AdjointMap()(mode, images, classes) for mode in modes)
     assert (one - two).norm() <= 1e-13 * two.norm()
 
@@ -124,7 +129,9 @@ class TestSurrogate:
         assert torch.allclose(explanation.diagnostics["kappa"].double(), expected, atol=1e-6) and (expected > 0).all()
 
     def test_with_one_euler_step_kappa_is_zero(self, resnet, images):
-        explainer = Surrogate(convert=lambda model: neural_ode(model, RungeKutta("euler", steps=1)), explainer=AdjointMap())
+        explainer = Surrogate(
+            convert=lambda model: neural_ode(model, RungeKutta("euler", steps=1)), explainer=AdjointMap()
+        )
         assert (explain(explainer, resnet, images).diagnostics["kappa"] == 0).all()
 
     def test_methods_without_diagnostics_have_none(self, resnet, images):
@@ -147,7 +154,9 @@ def test_the_state_map_of_a_stochastic_block_needs_no_grid(resnet, images, class
 def test_a_map_solves_each_block_once(ode, images, classes, monkeypatch):
     calls = []
     solve = RungeKutta.solve
-    monkeypatch.setattr(RungeKutta, "solve", lambda self, *args, **settings: calls.append(1) or solve(self, *args, **settings))
+    monkeypatch.setattr(
+        RungeKutta, "solve", lambda self, *args, **settings: calls.append(1) or solve(self, *args, **settings)
+    )
     AdjointMap()(ode, images, classes)
     assert len(calls) == 3
     AdjointCAM(t=0.5)(ode, images, classes)

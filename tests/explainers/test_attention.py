@@ -292,7 +292,9 @@ def test_networks_of_others(network, name, square):
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
 
 
-@pytest.mark.parametrize(("network", "tokens", "read"), [("distilled", 11, [0, 1]), ("registers", 13, [0]), ("mean", 9, range(9))])
+@pytest.mark.parametrize(
+    ("network", "tokens", "read"), [("distilled", 11, [0, 1]), ("registers", 13, [0]), ("mean", 9, range(9))]
+)
 def test_prefix_tokens_are_told_apart(network, tokens, read, square):
     w = attention_of(other(network), square).readout()
     expected = torch.zeros(2, tokens, dtype=torch.float64)
@@ -329,7 +331,9 @@ def test_sums_of_tokens_are_conserved_at_linear_layers(net, x, target):
         torch.testing.assert_close(before, after)
 
 
-@pytest.mark.parametrize(("name", "backwards"), [("raw_attention", 0), ("attention_rollout", 0), ("gradient_rollout", 1), ("i_vit", 2)])
+@pytest.mark.parametrize(
+    ("name", "backwards"), [("raw_attention", 0), ("attention_rollout", 0), ("gradient_rollout", 1), ("i_vit", 2)]
+)
 def test_passes(name, backwards, net, x, target):
     with count_passes() as passes:
         get(f"explainer/{name}")(net, x, target)

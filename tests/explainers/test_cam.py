@@ -60,13 +60,19 @@ def test_an_in_place_relu_after_the_layer_does_not_touch_the_activation(resnet):
 def test_no_graph_is_recorded_before_the_layer(resnet):
     recorded = {}
     handles = [
-        module.register_forward_hook(lambda _, args, output, name=name: recorded.__setitem__(name, output.requires_grad))
+        module.register_forward_hook(
+            lambda _, args, output, name=name: recorded.__setitem__(name, output.requires_grad)
+        )
         for name, module in resnet.named_children()
     ]
     GradCAM("layer3")(resnet, IMAGES, TARGET)
     for handle in handles:
         handle.remove()
-    assert [name for name, graph in recorded.items() if graph] == ["layer4", "avgpool", "fc"]  # our hook runs after those here
+    assert [name for name, graph in recorded.items() if graph] == [
+        "layer4",
+        "avgpool",
+        "fc",
+    ]  # our hook runs after those here
 
 
 class Loop(nn.Module):
@@ -237,7 +243,9 @@ class Named:
 
 
 @pytest.mark.parametrize("layer", ["layer4", "layer2"])
-@pytest.mark.parametrize(("name", "method"), [("GradCAMPlusPlus", GradCAMPlusPlus), ("LayerCAM", LayerCAM), ("XGradCAM", XGradCAM)])
+@pytest.mark.parametrize(
+    ("name", "method"), [("GradCAMPlusPlus", GradCAMPlusPlus), ("LayerCAM", LayerCAM), ("XGradCAM", XGradCAM)]
+)
 def test_they_are_pytorch_grad_cams(name, method, layer, resnet):
     """Version 1.5.7, measured: LayerCAM 3e-7 of the maximum, Grad-CAM++ 1e-6, XGrad-CAM within 1e-5 (float32).
 
@@ -250,7 +258,8 @@ def test_they_are_pytorch_grad_cams(name, method, layer, resnet):
     with getattr(theirs, name)(net, [net.get_submodule(layer)]) as peer:
         peer(IMAGES.float(), [Named(int(k)) for k in TARGET])
         activations, gradients = (
-            held[0].cpu().numpy() for held in (peer.activations_and_grads.activations, peer.activations_and_grads.gradients)
+            held[0].cpu().numpy()
+            for held in (peer.activations_and_grads.activations, peer.activations_and_grads.gradients)
         )
         expected = peer.get_cam_image(IMAGES.float(), net.get_submodule(layer), TARGET, activations, gradients, False)
     expected = torch.as_tensor(expected).relu()
@@ -302,7 +311,9 @@ def test_cam_of_a_head_that_reads_the_positive_part(x):
 )
 def test_cam_refuses_other_heads_by_name(head, named, x):
     net = nn.Sequential(nn.Conv2d(3, 4, 3), *head)
-    with pytest.raises(UserError, match=f"global average pooling and one linear layer behind '0', but {named} .* use gradcam"):
+    with pytest.raises(
+        UserError, match=f"global average pooling and one linear layer behind '0', but {named} .* use gradcam"
+    ):
         CAM()(net, x, 0)
 
 
@@ -335,7 +346,9 @@ def vit():
 
 
 def test_a_vision_transformer_has_no_default_layer(vit):
-    with pytest.raises(UserError, match=r"VisionTransformer has no feature map behind 'conv_proj'.*name a layer of tokens.*saliency"):
+    with pytest.raises(
+        UserError, match=r"VisionTransformer has no feature map behind 'conv_proj'.*name a layer of tokens.*saliency"
+    ):
         GradCAM()(vit, torch.rand(1, 3, 32, 32), 0)
 
 

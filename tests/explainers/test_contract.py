@@ -57,9 +57,17 @@ def rounding(explainer: Explainer) -> float:
 
 
 def test_all_entries_are_there():
-    assert {"saliency", "input_x_gradient", "ig", "ig_adaptive", "smoothgrad", "vargrad", "gradient_shap", "occlusion", "gradcam"} <= set(
-        NAMES
-    )
+    assert {
+        "saliency",
+        "input_x_gradient",
+        "ig",
+        "ig_adaptive",
+        "smoothgrad",
+        "vargrad",
+        "gradient_shap",
+        "occlusion",
+        "gradcam",
+    } <= set(NAMES)
     assert {"gradcampp", "xgradcam", "layercam", "cam", "scorecam", "groupcam", "fem"} <= set(NAMES)
     assert {"random_map", "centre_prior", "edge_map", "inverted_map"} <= set(NAMES)
 

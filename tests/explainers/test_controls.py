@@ -68,8 +68,12 @@ def test_the_squared_map_ranks_pixels_alike(net, x, target, inner):
     squared = squared.flatten(1)
     order = heat.argsort(1)
     assert (squared.gather(1, order).diff(dim=1) >= 0).all()
-    assert torch.equal(squared.gather(1, order).diff(dim=1) == 0, heat.gather(1, order).diff(dim=1) == 0)  # as many ties as before
-    torch.testing.assert_close(squared / squared.abs().amax(1, keepdim=True), heat.sign() * (heat / heat.abs().amax(1, keepdim=True)) ** 2)
+    assert torch.equal(
+        squared.gather(1, order).diff(dim=1) == 0, heat.gather(1, order).diff(dim=1) == 0
+    )  # as many ties as before
+    torch.testing.assert_close(
+        squared / squared.abs().amax(1, keepdim=True), heat.sign() * (heat / heat.abs().amax(1, keepdim=True)) ** 2
+    )
 
 
 def test_the_squared_map_keeps_tiny_values_and_facts(net, x, target):

@@ -21,7 +21,9 @@ def expected_sum(explainer, net, x, target):
 
 
 @pytest.mark.parametrize("noise", [False, True])
-@pytest.mark.parametrize("explainer", [DeepLIFT(), DeepLIFT("reveal_cancel", "blur"), DeepSHAP(3), DeepSHAP(2, "reveal_cancel")])
+@pytest.mark.parametrize(
+    "explainer", [DeepLIFT(), DeepLIFT("reveal_cancel", "blur"), DeepSHAP(3), DeepSHAP(2, "reveal_cancel")]
+)
 def test_maps_add_up_to_the_expected_sum(explainer, noise, noisy_net, x, target):
     net, x = noisy_net.double(), x.double()
     with noise_scope(torch.tensor([4, 2, 9, 1]), seed=1, active=noise):

@@ -34,7 +34,9 @@ class Polynomial(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(0)
-        self.a, self.b, self.c = (nn.Parameter(torch.randn(3, 4, 4, generator=generator, dtype=torch.float64)) for _ in range(3))
+        self.a, self.b, self.c = (
+            nn.Parameter(torch.randn(3, 4, 4, generator=generator, dtype=torch.float64)) for _ in range(3)
+        )
 
     def forward(self, x):
         score = (self.a * x**3 + self.b * x**2 + self.c * x).sum((1, 2, 3))
@@ -75,20 +77,24 @@ def captum_agrees(ours: torch.Tensor, theirs: torch.Tensor, tolerance: float = 1
 
 def test_saliency_is_captums_without_abs(network, images):
     captum_agrees(
-        Saliency()(network, images, TARGET), CaptumSaliency(network).attribute(images.clone().requires_grad_(), target=TARGET, abs=False)
+        Saliency()(network, images, TARGET),
+        CaptumSaliency(network).attribute(images.clone().requires_grad_(), target=TARGET, abs=False),
     )
 
 
 def test_input_x_gradient_is_captums(network, images):
     captum_agrees(
-        InputXGradient()(network, images, TARGET), CaptumInputXGradient(network).attribute(images.clone().requires_grad_(), target=TARGET)
+        InputXGradient()(network, images, TARGET),
+        CaptumInputXGradient(network).attribute(images.clone().requires_grad_(), target=TARGET),
     )
 
 
 @pytest.mark.parametrize("baseline", [0.0, 0.3])
 def test_ig_is_captums_gauss_legendre(network, images, baseline):
     theirs = CaptumIG(network).attribute(images, baselines=baseline, target=TARGET, n_steps=20, method="gausslegendre")
-    captum_agrees(IntegratedGradients(20, baseline=baseline)(network, images, TARGET), theirs, tolerance=1e-7)  # its weights are float32
+    captum_agrees(
+        IntegratedGradients(20, baseline=baseline)(network, images, TARGET), theirs, tolerance=1e-7
+    )  # its weights are float32
 
 
 @pytest.mark.parametrize("rule", ["gauss_legendre", "midpoint", "trapezoid"])
@@ -96,7 +102,9 @@ def test_ig_of_a_polynomial_in_closed_form(rule):
     """With a black baseline the attribution of a x^3 + b x^2 + c x is the term itself; two Gauss-Legendre nodes integrate x^3 exactly."""
     net, x = Polynomial(), torch.rand(2, 3, 4, 4, dtype=torch.float64)
     exact = (net.a * x**3 + net.b * x**2 + net.c * x).detach()
-    steps, tolerance = {"gauss_legendre": (2, 1e-12), "midpoint": (200, 1e-4), "trapezoid": (200, 1e-4)}[rule]  # 1 / steps^2
+    steps, tolerance = {"gauss_legendre": (2, 1e-12), "midpoint": (200, 1e-4), "trapezoid": (200, 1e-4)}[
+        rule
+    ]  # 1 / steps^2
     torch.testing.assert_close(IntegratedGradients(steps, rule)(net, x, 0), exact, rtol=0, atol=tolerance)
     torch.testing.assert_close(IntegratedGradients(steps, rule)(net, x, 1), -exact, rtol=0, atol=tolerance)
 
@@ -151,7 +159,10 @@ def test_adaptive_ig_without_refinement_is_the_trapezoidal_rule(x, target, net):
 
 def test_adaptive_ig_approaches_ig(net, x, target):
     exact = IntegratedGradients(2000, "midpoint")(net, x, target)
-    errors = [float((AdaptiveIntegratedGradients(t, 8, 2000)(net, x, target) - exact).norm() / exact.norm()) for t in (0.1, 0.0001)]
+    errors = [
+        float((AdaptiveIntegratedGradients(t, 8, 2000)(net, x, target) - exact).norm() / exact.norm())
+        for t in (0.1, 0.0001)
+    ]
     assert errors[1] < 0.05 and errors[1] < errors[0]
 
 
@@ -160,7 +171,9 @@ def test_adaptive_ig_approaches_ig(net, x, target):
 def test_rules_integrate_powers_to_their_degree(name, steps):
     rule = quadrature(name, steps)
     for power in range(2 * steps if name == "gauss_legendre" else 2):
-        assert sum(w * a**power for w, a in zip(rule.weights, rule.nodes, strict=True)) == pytest.approx(1 / (power + 1), abs=1e-9)
+        assert sum(w * a**power for w, a in zip(rule.weights, rule.nodes, strict=True)) == pytest.approx(
+            1 / (power + 1), abs=1e-9
+        )
 
 
 def test_a_wrong_tableau_cannot_be_built():
@@ -208,7 +221,9 @@ def test_a_constant_model_gets_a_zero_map(explainer, x):
     assert torch.equal(explainer(net, x, 1), torch.zeros_like(x))
 
 
-@pytest.mark.parametrize("explainer", [InputXGradient(), IntegratedGradients(3), AdaptiveIntegratedGradients(), GradientSHAP()])
+@pytest.mark.parametrize(
+    "explainer", [InputXGradient(), IntegratedGradients(3), AdaptiveIntegratedGradients(), GradientSHAP()]
+)
 def test_on_a_linear_network_all_agree_with_weight_times_input(explainer, x):
     net = nn.Sequential(nn.Flatten(), nn.Linear(432, 3))
     exact = x * net[1].weight[2].detach().reshape(3, 12, 12)
@@ -237,7 +252,9 @@ def test_baselines(x):
     assert torch.equal(make_baseline(0.25, x), torch.full_like(x, 0.25))
     torch.testing.assert_close(make_baseline("mean", x)[2, :, 5, 5], x[2].mean((1, 2)))
     blur = make_baseline("blur", x)
-    torch.testing.assert_close(make_baseline("blur", torch.full_like(x, 0.3)), torch.full_like(x, 0.3))  # a kernel of sum 1
+    torch.testing.assert_close(
+        make_baseline("blur", torch.full_like(x, 0.3)), torch.full_like(x, 0.3)
+    )  # a kernel of sum 1
     assert (blur.std((2, 3)) < x.std((2, 3))).all()
 
 

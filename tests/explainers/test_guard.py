@@ -111,7 +111,9 @@ def test_inside_the_guard(net):
     with torch.inference_mode(), torch.autocast("cpu"), guard(net) as network:
         assert network is net and not any(module.training for module in net.modules())
         assert not any(p.requires_grad for p in net.parameters())
-        assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled() and not torch.is_autocast_enabled("cpu")
+        assert (
+            torch.is_grad_enabled() and not torch.is_inference_mode_enabled() and not torch.is_autocast_enabled("cpu")
+        )
         assert not torch.backends.mha.get_fastpath_enabled()
 
 

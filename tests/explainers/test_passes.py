@@ -93,7 +93,9 @@ def test_gradient_is_autograds(net, x, target):
 def test_predict_has_no_graph_and_splits(net, x):
     whole = predict(net, x)
     with pass_limit(3):
-        torch.testing.assert_close(predict(net, x), whole, rtol=1e-5, atol=1e-6)  # convolutions of other batch sizes round differently
+        torch.testing.assert_close(
+            predict(net, x), whole, rtol=1e-5, atol=1e-6
+        )  # convolutions of other batch sizes round differently
     assert not whole.requires_grad
 
 

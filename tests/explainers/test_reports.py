@@ -70,7 +70,9 @@ def test_the_record_says_what_a_walk_of_its_own_says(name, chunk_size, net, x, t
 def test_absorbed_is_the_completeness_error_in_parts_of_the_score(net, x, target):
     record = explain(get("explainer/lrp_epsilon"), net, x, target)
     assert record.completeness_error is not None
-    torch.testing.assert_close(record.diagnostics["relevance_absorbed"].float(), -record.completeness_error / record.score.abs())
+    torch.testing.assert_close(
+        record.diagnostics["relevance_absorbed"].float(), -record.completeness_error / record.score.abs()
+    )
 
 
 def test_spread_is_counted_where_units_have_no_share(x):
@@ -88,7 +90,9 @@ def test_spread_is_counted_where_units_have_no_share(x):
 @pytest.mark.parametrize("noise", ["path", "mean:3"])
 def test_a_batch_of_four_equals_four_singles(noise, noisy_net, x, target):
     ids, explainer = torch.tensor([7, 3, 100, 4]), get("explainer/lrp_epsilon")
-    whole = explain(explainer, noisy_net, x, target, noise=noise, sample_ids=ids, chunk_size=3).diagnostics["relevance_absorbed"]
+    whole = explain(explainer, noisy_net, x, target, noise=noise, sample_ids=ids, chunk_size=3).diagnostics[
+        "relevance_absorbed"
+    ]
     for i in range(4):
         one = explain(explainer, noisy_net, x[i : i + 1], target[i : i + 1], noise=noise, sample_ids=ids[i : i + 1])
         torch.testing.assert_close(one.diagnostics["relevance_absorbed"], whole[i : i + 1], rtol=1e-4, atol=1e-5)
@@ -190,7 +194,9 @@ def test_methods_without_a_sum_or_a_walk_report_nothing(net, x, target):
 
 def test_the_table_shows_them(net, x):
     metrics = {name: get(f"metric/{name}") for name in ("relevance_absorbed", "relevance_spread", "completeness_error")}
-    results = evaluate(net, {"lrp": get("explainer/lrp_epsilon"), "saliency": Saliency()}, metrics, in_batches(x, batch_size=3), n=4)
+    results = evaluate(
+        net, {"lrp": get("explainer/lrp_epsilon"), "saliency": Saliency()}, metrics, in_batches(x, batch_size=3), n=4
+    )
     rows = {(row.explainer, row.metric): row for row in results.rows}
     expected = explain(get("explainer/lrp_epsilon"), net, x).diagnostics["relevance_absorbed"]
     assert rows["lrp", "relevance_absorbed"].value == pytest.approx(float(expected.mean()), rel=1e-4)

@@ -19,7 +19,9 @@ class Square(nn.Module):
 
 @pytest.mark.parametrize("inner", [Saliency(), IntegratedGradients(4), InputXGradient(), EdgeMap()])
 def test_without_noise_it_is_the_inner_explainer(inner, net, x, target):
-    torch.testing.assert_close(SmoothGrad(inner, samples=3, sigma=0.0)(net, x, target), inner(net, x, target), rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(
+        SmoothGrad(inner, samples=3, sigma=0.0)(net, x, target), inner(net, x, target), rtol=1e-5, atol=1e-8
+    )
     variance = SmoothGrad(inner, samples=3, sigma=0.0, statistic="variance")(net, x, target)
     assert variance.abs().max() < 1e-12
 
@@ -66,7 +68,9 @@ def test_gradient_shap_is_complete_on_a_linear_network(x, target):
     for explainer in (GradientSHAP(samples=5), GradientSHAP("mean", 3), GradientSHAP(references, 8)):
         expected = explainer.expected_sum(net, x, target)
         torch.testing.assert_close(explainer(net, x, target).sum((1, 2, 3)), expected.detach(), rtol=1e-4, atol=1e-5)
-    drawn = torch.stack([uniform(input_keys(x, "gradient_shap", draw), 2)[:, 1] * 6 for draw in range(8)]).long()  # (draw, image)
+    drawn = torch.stack(
+        [uniform(input_keys(x, "gradient_shap", draw), 2)[:, 1] * 6 for draw in range(8)]
+    ).long()  # (draw, image)
     by_hand = torch.stack([net(x) - net(references[row]) for row in drawn]).mean(0).gather(1, target[:, None])[:, 0]
     torch.testing.assert_close(expected, by_hand.detach(), rtol=1e-4, atol=1e-5)
 
@@ -86,7 +90,10 @@ def test_gradient_shap_has_integrated_gradients_as_its_mean():
         (lambda: SmoothGrad(Saliency(), sigma=-0.1), "sigma"),
         (lambda: SmoothGrad(Saliency(), statistic="varianze"), "nearest are variance"),
         (lambda: GradientSHAP(samples=0), "samples must be at least 1"),
-        (lambda: GradientSHAP(torch.zeros(2, 3, 5, 5))(Square(), torch.zeros(1, 3, 4, 4), 0), r"\(3, 5, 5\) does not fit"),
+        (
+            lambda: GradientSHAP(torch.zeros(2, 3, 5, 5))(Square(), torch.zeros(1, 3, 4, 4), 0),
+            r"\(3, 5, 5\) does not fit",
+        ),
     ],
 )
 def test_bad_parameters_are_named(make, message):

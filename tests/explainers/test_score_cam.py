@@ -68,7 +68,9 @@ def test_score_cam_with_softmax_is_pytorch_grad_cams(net, x, target, monkeypatch
     Version 1.5.7, measured: 1e-7 of the maximum (ResNet-18, 64 pixels: 4e-7); with their own upsampling 4e-3 (2e-3).
     """
     theirs = pytest.importorskip("pytorch_grad_cam", reason="pytorch-grad-cam is an optional package")
-    monkeypatch.setattr(nn, "UpsamplingBilinear2d", lambda size: nn.Upsample(size=size, mode="bilinear", align_corners=False))
+    monkeypatch.setattr(
+        nn, "UpsamplingBilinear2d", lambda size: nn.Upsample(size=size, mode="bilinear", align_corners=False)
+    )
     with theirs.ScoreCAM(net, [net.body]) as peer:
         peer(x, [lambda logits, k=int(k): logits[k] for k in target])
         A = peer.activations_and_grads.activations[0].numpy()

@@ -146,7 +146,8 @@ def images(n: int, size: int = 16, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(n, 3, 4, 4, generator=generator)
     return (
-        0.8 * nn.functional.interpolate(coarse, size=(size, size), mode="nearest") + 0.2 * torch.rand(n, 3, size, size, generator=generator)
+        0.8 * nn.functional.interpolate(coarse, size=(size, size), mode="nearest")
+        + 0.2 * torch.rand(n, 3, size, size, generator=generator)
     ).clamp(0, 1)
 
 

@@ -102,7 +102,9 @@ def test_the_benchmarks_jitter_is_answered_by_its_mean():
     """With ties the benchmark jitters the map; our number is the mean over many jitters."""
     generator = np.random.default_rng(0)
     heat, points = pairs(1)[0].mul(4).round().div(4), fixations(1)
-    drawn = [mit_auc_judd(heat[0].numpy() + 1e-7 * generator.random(heat[0].shape), points[0].numpy()) for _ in range(1500)]
+    drawn = [
+        mit_auc_judd(heat[0].numpy() + 1e-7 * generator.random(heat[0].shape), points[0].numpy()) for _ in range(1500)
+    ]
     error = np.std(drawn) / math.sqrt(len(drawn))
     assert auc_judd(heat, points, benchmark=True).item() == pytest.approx(np.mean(drawn), abs=4 * error)
     assert error < 1e-3
@@ -156,7 +158,9 @@ def test_every_measure_is_symmetric_and_knows_itself(name):
 def test_a_batch_equals_its_pairs_one_by_one(name):
     a, b = pairs(4)
     whole = MEASURES[name](a, b)
-    torch.testing.assert_close(whole, torch.cat([MEASURES[name](a[i : i + 1], b[i : i + 1]) for i in range(4)]), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        whole, torch.cat([MEASURES[name](a[i : i + 1], b[i : i + 1]) for i in range(4)]), rtol=0, atol=1e-12
+    )
 
 
 def test_a_divergence_needs_distributions():
@@ -177,13 +181,23 @@ def measured(record, network, pictures):
 
 def test_a_map_of_the_fixations_agrees_with_them(measured):
     human = torch.rand(6, 16, 16, generator=torch.Generator().manual_seed(0)) ** 4
-    found = {name: v.item() for name, v in measured(FixationMapAgreement(), 3 * human - 1, fixation_map=human).compute().items()}
-    assert found == pytest.approx({"": 1, "spearman": 1, "similarity": 1, "kl": 0}, abs=1e-3)  # scaling moves the lowest pixel to 0
+    found = {
+        name: v.item()
+        for name, v in measured(FixationMapAgreement(), 3 * human - 1, fixation_map=human).compute().items()
+    }
+    assert found == pytest.approx(
+        {"": 1, "spearman": 1, "similarity": 1, "kl": 0}, abs=1e-3
+    )  # scaling moves the lowest pixel to 0
     points = human > human.flatten(1).quantile(0.98, dim=1)[:, None, None]
-    found = {name: v.item() for name, v in measured(FixationPointAgreement(), human, fixation_points=points).compute().items()}
+    found = {
+        name: v.item()
+        for name, v in measured(FixationPointAgreement(), human, fixation_points=points).compute().items()
+    }
     assert found[""] == 1 and found["nss"] > 2
     random = torch.randn(6, 16, 16, generator=torch.Generator().manual_seed(1))
-    found = {name: v.item() for name, v in measured(FixationMapAgreement(), random, fixation_map=human).compute().items()}
+    found = {
+        name: v.item() for name, v in measured(FixationMapAgreement(), random, fixation_map=human).compute().items()
+    }
     assert abs(found[""]) < 4 / math.sqrt(6 * 256) and found["kl"] > 0.5
 
 

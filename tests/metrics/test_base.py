@@ -182,7 +182,9 @@ def test_a_metric_keeps_no_model(parts):
 def test_any_number_of_processes_gives_the_same_table(parts, tmp_path):
     """One launch of three processes meets as worlds of 1, 2 and 3, the last with a rank that sees nothing; 67 images do not divide."""
     workers = [
-        subprocess.Popen([sys.executable, str(Path(__file__).with_name("distributed_worker.py")), str(rank), str(tmp_path)])
+        subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("distributed_worker.py")), str(rank), str(tmp_path)]
+        )
         for rank in range(3)
     ]
     try:
@@ -196,4 +198,6 @@ def test_any_number_of_processes_gives_the_same_table(parts, tmp_path):
         for rank in range(world):
             found = np.load(tmp_path / f"world{world}_rank{rank}.npz")
             for name in ("table", "summary", "curve"):
-                np.testing.assert_allclose(found[name], reference[name], rtol=0, atol=1e-6, err_msg=f"{name}, world {world}, rank {rank}")
+                np.testing.assert_allclose(
+                    found[name], reference[name], rtol=0, atol=1e-6, err_msg=f"{name}, world {world}, rank {rank}"
+                )

@@ -22,7 +22,11 @@ def flood(mask: np.ndarray) -> np.ndarray:
         stack = [start] if label[start] < 0 else []
         while stack:
             row, column = stack.pop()
-            if not (0 <= row < mask.shape[0] and 0 <= column < mask.shape[1]) or not mask[row, column] or label[row, column] >= 0:
+            if (
+                not (0 <= row < mask.shape[0] and 0 <= column < mask.shape[1])
+                or not mask[row, column]
+                or label[row, column] >= 0
+            ):
                 continue
             label[row, column] = start[0] * mask.shape[1] + start[1]
             stack += [(row + dy, column + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
@@ -106,7 +110,9 @@ def test_boxes_by_hand(measured):
     found = {name: value.item() for name, value in measured(heat, box).compute().items()}
     # the centre box of half the area reaches from 1.17 to 6.83: it shares 5.66 * 2.83 = 16 of 32 + 32 - 16
     assert found == pytest.approx({"": 16 / 32, "localized": 1, "whole_image": 0.5, "centre_box": 16 / 48}, abs=1e-6)
-    assert measured(heat, box, region="all").compute()[""].item() == pytest.approx(0.5)  # the speck makes it the whole image
+    assert measured(heat, box, region="all").compute()[""].item() == pytest.approx(
+        0.5
+    )  # the speck makes it the whole image
     two = [torch.tensor([[0.0, 0.0, 8.0, 4.0], [0.0, 0.0, 4.0, 4.0]])]
     assert measured(heat, two).compute()[""].item() == 1  # the best of several
     mask = torch.zeros(1, 8, 8, dtype=torch.int64)
@@ -130,6 +136,10 @@ def test_what_cannot_be_scored_is_excluded_and_counted(measured):
 
 
 def test_bad_settings_are_told_in_a_sentence():
-    for options, words in (({"region": "any"}, "region must be"), ({"centre_share": 1}, "centre_share"), ({"cut": "mean"}, "no cut named")):
+    for options, words in (
+        ({"region": "any"}, "region must be"),
+        ({"centre_share": 1}, "centre_share"),
+        ({"cut": "mean"}, "no cut named"),
+    ):
         with pytest.raises(UserError, match=words):
             BoxIoU(**options)

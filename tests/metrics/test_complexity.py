@@ -43,7 +43,9 @@ def test_scale_does_not_matter_and_k_equal_pixels_count_as_k(record, network, pi
     metric = Complexity().setup(3)
     metric.update(explanation)
     found = {r.name: r for r in metric.summary(resamples=10)}
-    assert found["effective_pixels"].value == pytest.approx(10) and found["effective_share"].value == pytest.approx(10 / 64)
+    assert found["effective_pixels"].value == pytest.approx(10) and found["effective_share"].value == pytest.approx(
+        10 / 64
+    )
     assert found["gini"].value == pytest.approx(1 - 10 / 64)
     assert all((r.n, r.excluded) == (1, 2) for r in found.values())  # NaN and the zero map
     assert metric.direction("gini") is None

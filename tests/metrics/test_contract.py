@@ -33,7 +33,9 @@ def built(value):
     module, name = value["_target_"].rsplit(".", 1)
     if "???" in value.values():  # a file that the user names
         return STAND_INS[name]
-    return getattr(importlib.import_module(module), name)(**{key: built(inner) for key, inner in value.items() if key != "_target_"})
+    return getattr(importlib.import_module(module), name)(
+        **{key: built(inner) for key, inner in value.items() if key != "_target_"}
+    )
 
 
 def read(path: Path):
@@ -95,7 +97,9 @@ def test_yaml_says_everything(entry):
 def test_default_presets_are_the_defaults(entry):
     cls, body = read(entry)
     if entry.stem == cls.kind:
-        defaults = {name: p.default for name, p in inspect.signature(cls).parameters.items() if p.default is not p.empty}
+        defaults = {
+            name: p.default for name, p in inspect.signature(cls).parameters.items() if p.default is not p.empty
+        }
         assert {name: body[name] for name in defaults} == {
             name: list(value) if isinstance(value, tuple) else value for name, value in defaults.items()
         }
@@ -125,7 +129,9 @@ def test_measures_each_image_by_itself(entry, explanations):
         for explanation in explanations(parts):
             before = explanation.x.clone(), explanation.attribution.clone()
             metric.update(explanation)
-            assert torch.equal(explanation.x, before[0]) and torch.equal(explanation.attribution.nan_to_num(), before[1].nan_to_num())
+            assert torch.equal(explanation.x, before[0]) and torch.equal(
+                explanation.attribution.nan_to_num(), before[1].nan_to_num()
+            )
         tables.append(metric.table())
     assert sorted(tables[0]) == list(range(8))
     for i in range(8):
@@ -142,11 +148,15 @@ def test_reports(entry, explanations):
     computed = metric.compute()
     computed = computed if isinstance(computed, dict) else {cls.results[0]: computed}
     for result in found:
-        assert result.n + result.excluded == 8 and (result.n >= 7 or cls.kind == "guided_pgd")  # whose ASR is over the correctly classified
+        assert result.n + result.excluded == 8 and (
+            result.n >= 7 or cls.kind == "guided_pgd"
+        )  # whose ASR is over the correctly classified
         assert np.isfinite(result.value) and computed[result.name].item() == pytest.approx(result.value, rel=1e-5)
         assert result.low <= result.high
     if cls.kind not in ("expansion_ratio", "cost"):  # those are facts about network and passes, whatever the map
-        of_all = next(result for result in found if result.name == ("asr_all" if cls.kind == "guided_pgd" else found[0].name))
+        of_all = next(
+            result for result in found if result.name == ("asr_all" if cls.kind == "guided_pgd" else found[0].name)
+        )
         assert of_all.excluded == 1  # the map with NaN is never a hit
     assert set(metric.per_image()) <= set(cls.results)
     assert metric.plot() is not None and list(metric.modules()) == [metric]

@@ -56,11 +56,14 @@ def test_a_constant_map_marks_nothing():
 def test_signs_and_scales_do_not_matter():
     heat = torch.randn(3, 9, 9, generator=torch.Generator().manual_seed(1))
     for rule in (">mean", "otsu", "top:0.3", "peak:0.4"):
-        assert (foreground(heat, rule) == foreground(8 * heat - 3, rule)).float().mean() > 0.98  # rounding may move a border pixel
+        assert (
+            foreground(heat, rule) == foreground(8 * heat - 3, rule)
+        ).float().mean() > 0.98  # rounding may move a border pixel
 
 
 @pytest.mark.parametrize(
-    ("rule", "words"), [("median", "no cut named 'median'"), ("top:2", "such as top:0.2"), ("peak:", "such as peak:0.2")]
+    ("rule", "words"),
+    [("median", "no cut named 'median'"), ("top:2", "such as top:0.2"), ("peak:", "such as peak:0.2")],
 )
 def test_an_unknown_cut_is_refused(rule, words):
     with pytest.raises(UserError, match=words):

@@ -22,7 +22,9 @@ def measured(record, network, pictures):
 
 
 def test_mean_and_mean_size(measured):
-    found = measured(Diagnostic("absorbed", better="none"), absorbed=torch.tensor([0.5, -0.2, torch.nan]), other=torch.zeros(3))
+    found = measured(
+        Diagnostic("absorbed", better="none"), absorbed=torch.tensor([0.5, -0.2, torch.nan]), other=torch.zeros(3)
+    )
     assert (found[""].value, found[""].n, found[""].excluded) == (pytest.approx(0.15), 2, 1)
     assert found["absolute"].value == pytest.approx(0.35)
 

@@ -67,7 +67,11 @@ def test_insertion_is_least_relevant_first_deletion_reversed(record, network, pi
     least_first = pixel_order(explanation.heatmap("sum")).flip(1)
     counts = walk.counts(256)[1:-1]
     deleted = walk_images(
-        x, explanation.memo(("baseline", "blur"), None, shared=True), least_first, counts, lambda x, rows: spy.forward(x, rows)
+        x,
+        explanation.memo(("baseline", "blur"), None, shared=True),
+        least_first,
+        counts,
+        lambda x, rows: spy.forward(x, rows),
     )
     assert torch.equal(inserted, deleted.flip(1))
 
@@ -80,14 +84,18 @@ def test_monotone_rescaling_is_bit_equal(record, network, pictures, points):
     for scaled in (attribution, torch.expm1(attribution * 0.5) * 40):
         explanation, _ = record(network(), x, scaled)
         target = explanation.logits.argmax(1)
-        curves.append([curve_scores(explanation, Walk(points), insert, target, "probability") for insert in (False, True)])
+        curves.append(
+            [curve_scores(explanation, Walk(points), insert, target, "probability") for insert in (False, True)]
+        )
     assert all(torch.equal(a, b) for a, b in zip(*curves, strict=True))
 
 
 def test_inverted_map_swaps_the_directions(record, network, pictures):
     """Deleting the least relevant first is inserting the most relevant, read backwards; so -A trades the two areas: 1e-6 in float32."""
     x = pictures(8, 16)
-    attribution = torch.randn(8, 1, 16, 16, generator=torch.Generator().manual_seed(0))  # no ties: inversion reverses the order exactly
+    attribution = torch.randn(
+        8, 1, 16, 16, generator=torch.Generator().manual_seed(0)
+    )  # no ties: inversion reverses the order exactly
     area = {}
     for sign in (1, -1):
         explanation, _ = record(network(), x, sign * attribution)

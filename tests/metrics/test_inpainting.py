@@ -72,7 +72,9 @@ def test_nothing_and_everything_removed():
     found = inpaint(x, removed)
     assert torch.equal(found[0], x[0])
     torch.testing.assert_close(found[1], x[1].mean((1, 2), keepdim=True).expand(3, 6, 6))
-    torch.testing.assert_close(found[2], inpaint(x[2:], removed[2:])[0], rtol=0, atol=1e-5)  # the others in the batch do not matter
+    torch.testing.assert_close(
+        found[2], inpaint(x[2:], removed[2:])[0], rtol=0, atol=1e-5
+    )  # the others in the batch do not matter
 
 
 def test_walk_fills_holes_and_adds_keyed_noise(record, network, pictures):
@@ -82,7 +84,11 @@ def test_walk_fills_holes_and_adds_keyed_noise(record, network, pictures):
     explanation, _ = record(network(normalized=True), x, heat, sample_ids=torch.tensor([4, 9, 2]))
     order = pixel_order(heat[:, 0])
     for insert, count in ((False, 40), (True, 40)):
-        removed = torch.zeros(3, 144, dtype=torch.bool).scatter_(1, order[:, count:] if insert else order[:, :count], True).view(3, 12, 12)
+        removed = (
+            torch.zeros(3, 144, dtype=torch.bool)
+            .scatter_(1, order[:, count:] if insert else order[:, :count], True)
+            .view(3, 12, 12)
+        )
         expected = (inpaint(x, removed) + inpainting_noise(explanation) * removed[:, None]).clamp(0, 1)
         walked = logits_at(explanation, Walk(101, "inpaint"), insert, [7, count, 99])[:, 1]
         torch.testing.assert_close(walked, network(normalized=True)(expected).detach(), rtol=0, atol=1e-4)
@@ -103,14 +109,21 @@ def test_road_is_half_the_gap(record, network, pictures):
     assert spy.forwards == 6 * 4
     target = explanation.logits.argmax(1)[:, None, None]
     counts = [29, 86]  # 20 and 60 % of 144
-    most = logits_at(explanation, Walk(101, "inpaint"), False, counts).softmax(2).gather(2, target.expand(6, 2, 1)).mean((1, 2))
+    most = (
+        logits_at(explanation, Walk(101, "inpaint"), False, counts)
+        .softmax(2)
+        .gather(2, target.expand(6, 2, 1))
+        .mean((1, 2))
+    )
     least = logits_at(explanation, Walk(101, "inpaint"), True, [144 - c for c in counts]).softmax(2)
     least = least.gather(2, target.expand(6, 2, 1)).mean((1, 2))
     table = np.stack([metric.table()[i] for i in range(6)])
     np.testing.assert_allclose(table, torch.stack(((least - most) / 2, most, least), 1).numpy(), atol=1e-6)
     inverted = ROAD(percent=[20, 60]).setup(6)
     inverted.update(record(network(), x, -heat)[0])
-    np.testing.assert_allclose([row[0] for row in inverted.table().values()], -table[:, 0], atol=1e-6)  # orders swap exactly
+    np.testing.assert_allclose(
+        [row[0] for row in inverted.table().values()], -table[:, 0], atol=1e-6
+    )  # orders swap exactly
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
@@ -118,8 +131,12 @@ def test_grad_cams_imputer_without_noise(pictures, share):
     """Acceptance check 6: within 1e-3. Measured with pytorch-grad-cam 1.5.7: 2e-4 at most, also at 224 pixels."""
     road = pytest.importorskip("pytorch_grad_cam.metrics.road", reason="pytorch-grad-cam is an optional oracle")
     x = pictures(2, 32)
-    smooth = torch.nn.functional.interpolate(torch.rand(1, 1, 5, 5, generator=torch.Generator().manual_seed(0)), 32, mode="bilinear")[0]
+    smooth = torch.nn.functional.interpolate(
+        torch.rand(1, 1, 5, 5, generator=torch.Generator().manual_seed(0)), 32, mode="bilinear"
+    )[0]
     heat = torch.cat((smooth, torch.rand(1, 32, 32, generator=torch.Generator().manual_seed(1))))
     removed = heat < heat.flatten(1).quantile(share, dim=1)[:, None, None]
-    theirs = torch.stack([road.NoisyLinearImputer(0.0)(image, (~hole).float()) for image, hole in zip(x, removed, strict=True)])
+    theirs = torch.stack(
+        [road.NoisyLinearImputer(0.0)(image, (~hole).float()) for image, hole in zip(x, removed, strict=True)]
+    )
     torch.testing.assert_close(inpaint(x, removed), theirs, rtol=0, atol=1e-3)

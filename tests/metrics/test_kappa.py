@@ -17,11 +17,15 @@ def test_it_is_the_mean_of_what_was_recorded():
     torch.manual_seed(0)
     network, images = six_block_resnet(width=16, blocks=2).eval(), torch.rand(4, 3, 16, 16)
     network.linear.weight.data *= 20
-    explanation = explain(Surrogate(lambda model: neural_ode(model, RungeKutta("euler", steps=2)), AdjointMap()), network, images)
+    explanation = explain(
+        Surrogate(lambda model: neural_ode(model, RungeKutta("euler", steps=2)), AdjointMap()), network, images
+    )
     metric = Kappa().setup(4)
     metric.update(explanation)
     (result,) = metric.summary()
-    assert result.value == float(explanation.diagnostics["kappa"].double().mean()) and result.value > 0 and result.n == 4
+    assert (
+        result.value == float(explanation.diagnostics["kappa"].double().mean()) and result.value > 0 and result.n == 4
+    )
 
 
 def test_other_methods_are_excluded():

@@ -75,7 +75,9 @@ def test_chefer_counts(measured, seed):
     assert found["foreground_recall"] == pytest.approx(recalls[1], abs=1e-6)
     assert found["macro_pixel_accuracy"] == pytest.approx(np.mean(recalls), abs=1e-6)
     assert found["constant"] == pytest.approx(1 / len(heat))
-    per_image = [(i / u).mean() for _, _, i, u in (chefer_counts(h[None], y[None]) for h, y in zip(heat, labels, strict=True))]
+    per_image = [
+        (i / u).mean() for _, _, i, u in (chefer_counts(h[None], y[None]) for h, y in zip(heat, labels, strict=True))
+    ]
     assert found["miou_per_image"] == pytest.approx(np.mean(per_image), abs=1e-6)
 
 

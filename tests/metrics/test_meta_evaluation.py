@@ -37,7 +37,10 @@ def test_a_metric_of_noise():
     found = meta_evaluate(scores[0], shaken, disrupted, resamples=500)
     # perturbations share the unperturbed scores, so 3 methods and not 90 are the independent draws: 4 * sqrt(1 / 12 / 3)
     assert abs(found.resilience - 0.5) < 0.67 and abs(found.reactivity - 0.5) < 0.67
-    assert abs(found.worse - 0.5) < 4 * (1 / 12 / 120) ** 0.5 and abs(found.rank_resilience - 1 / 3) < 4 * (2 / 9 / 40) ** 0.5
+    assert (
+        abs(found.worse - 0.5) < 4 * (1 / 12 / 120) ** 0.5
+        and abs(found.rank_resilience - 1 / 3) < 4 * (2 / 9 / 40) ** 0.5
+    )
 
 
 def test_excluded_images_count_nowhere():
@@ -50,7 +53,9 @@ def test_excluded_images_count_nowhere():
         meta_evaluate(scores, scores, scores[None])
 
 
-@pytest.mark.parametrize("metric", [Deletion(points=49, baseline="zero"), Insertion(points=49, baseline="zero")], ids=lambda m: m.kind)
+@pytest.mark.parametrize(
+    "metric", [Deletion(points=49, baseline="zero"), Insertion(points=49, baseline="zero")], ids=lambda m: m.kind
+)
 def test_deletion_and_insertion_on_the_planted_network(record, pictures, planted, metric):
     """Small noise changes no ranks of truth, gradient and inverted truth; shuffled maps score worse."""
     net, x = planted(), pictures(32, 12, seed=5) * 0.7 + 0.2

@@ -62,7 +62,11 @@ def test_ties_keep_raster_order_or_its_reverse():
 def test_orders_are_those_of_a_stable_sort(scale):
     """Signs, zeros of both signs, subnormal and huge values, many ties: the packed integers must order as the floats do."""
     generator = torch.Generator().manual_seed(0)
-    heat = torch.randint(-4, 5, (6, 15, 20), generator=generator) * torch.rand(6, 15, 20, generator=generator).round(decimals=1) * scale
+    heat = (
+        torch.randint(-4, 5, (6, 15, 20), generator=generator)
+        * torch.rand(6, 15, 20, generator=generator).round(decimals=1)
+        * scale
+    )
     heat[:, 3, ::2], heat[:, 4, ::3] = 0.0, -0.0
     assert (heat == 0).sum() > 100 and len(heat.unique()) < 300
     assert torch.equal(pixel_order(heat), rank_pixels(heat))
@@ -145,7 +149,9 @@ def test_adaptive_curves_match_the_full_grid(record, planted, pictures):
             errors.append((torch.trapezoid(fast, dim=1) - torch.trapezoid(full, dim=1)) / 100)
     error = torch.stack(errors)
     assert abs(error.mean()) <= 1e-3  # no bias over explainers
-    assert error.mean(1).abs().max() <= 2.5e-3  # here all images share one curvature, so its trapezoid error does not average out
+    assert (
+        error.mean(1).abs().max() <= 2.5e-3
+    )  # here all images share one curvature, so its trapezoid error does not average out
     assert error.abs().max() <= 0.03  # single images
 
 

@@ -23,7 +23,9 @@ def torchray_hit(mask: np.ndarray, point: tuple[int, int], tolerance: float) -> 
 def play(record, network, pictures):
     def measure(heat, mask, **options):
         heat = torch.as_tensor(heat)
-        explanation, _ = record(network(), pictures(len(heat), heat.shape[-1]), heat[:, None], mask=torch.as_tensor(mask).long())
+        explanation, _ = record(
+            network(), pictures(len(heat), heat.shape[-1]), heat[:, None], mask=torch.as_tensor(mask).long()
+        )
         metric = PointingGame(**options).setup(len(heat))
         metric.update(explanation)
         return metric
@@ -38,7 +40,9 @@ def test_equal_hits_on_a_thousand_cases(play):
     mask = generator.random((1000, 20, 20)) < generator.choice([0.002, 0.01, 0.2], size=(1000, 1, 1))
     mask[:, 0, 0] = True  # an object in every image
     for tolerance in (1, 2.5, 7):
-        expected = [torchray_hit(m, np.unravel_index(h.argmax(), h.shape), tolerance) for h, m in zip(heat, mask, strict=True)]
+        expected = [
+            torchray_hit(m, np.unravel_index(h.argmax(), h.shape), tolerance) for h, m in zip(heat, mask, strict=True)
+        ]
         found = play(heat, mask, tolerance=tolerance, reference_side=None, ties="first").per_image()[""]
         assert [found[i] for i in range(1000)] == expected and any(expected) and not all(expected)
 
@@ -87,6 +91,10 @@ def test_distance_in_row():
 
 
 def test_bad_settings_are_told_in_a_sentence():
-    for options, words in (({"tolerance": -1}, "tolerance"), ({"reference_side": 0}, "reference_side"), ({"ties": "last"}, "ties must be")):
+    for options, words in (
+        ({"tolerance": -1}, "tolerance"),
+        ({"reference_side": 0}, "reference_side"),
+        ({"ties": "last"}, "ties must be"),
+    ):
         with pytest.raises(UserError, match=words):
             PointingGame(**options)

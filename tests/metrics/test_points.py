@@ -43,7 +43,9 @@ def additive(record):
     """White 10 x 10 images whose 100 pixels contribute 1, 2, ... 100 thousandths, in a shuffled order; the map is the truth."""
     weight = (torch.randperm(100, generator=torch.Generator().manual_seed(0)).float() + 1).view(10, 10) / 1000
     net = Additive(weight)
-    explanation, spy = record(net, torch.ones(3, 3, 10, 10), weight.expand(3, 1, 10, 10).clone(), label=torch.tensor([0, 1, 0]))
+    explanation, spy = record(
+        net, torch.ones(3, 3, 10, 10), weight.expand(3, 1, 10, 10).clone(), label=torch.tensor([0, 1, 0])
+    )
     return explanation, spy
 
 
@@ -54,14 +56,22 @@ def test_erasure_on_an_additive_network(additive):
     explanation, _ = additive
     lost = np.cumsum(SORTED)  # by the first k + 1 pixels
     kwargs = {"baseline": "zero", "score": "logit"}
-    np.testing.assert_allclose(values(Comprehensiveness(**kwargs), explanation), lost[[0, 4, 9, 19, 49]].mean(), rtol=1e-5)
-    np.testing.assert_allclose(values(Sufficiency(**kwargs), explanation), (lost[-1] - lost[[0, 4, 9, 19, 49]]).mean(), rtol=1e-5)
+    np.testing.assert_allclose(
+        values(Comprehensiveness(**kwargs), explanation), lost[[0, 4, 9, 19, 49]].mean(), rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        values(Sufficiency(**kwargs), explanation), (lost[-1] - lost[[0, 4, 9, 19, 49]]).mean(), rtol=1e-5
+    )
     np.testing.assert_allclose(values(AOPC(**kwargs), explanation), np.concatenate(([0], lost)).mean(), rtol=1e-5)
-    np.testing.assert_allclose(values(AOPC(points=11, **kwargs), explanation), np.concatenate(([0], lost[9::10])).mean(), rtol=1e-5)
+    np.testing.assert_allclose(
+        values(AOPC(points=11, **kwargs), explanation), np.concatenate(([0], lost[9::10])).mean(), rtol=1e-5
+    )
     deletion = measured(Deletion(**kwargs), explanation)
     clean = explanation.logits[0, 0].item()
     mean_of_curve = deletion.curve().mean.mean()
-    np.testing.assert_allclose(values(AOPC(**kwargs), explanation), clean - mean_of_curve, rtol=1e-4)  # as its docstring says
+    np.testing.assert_allclose(
+        values(AOPC(**kwargs), explanation), clean - mean_of_curve, rtol=1e-4
+    )  # as its docstring says
 
 
 def test_perturbation_accuracy_by_hand(record):
@@ -73,7 +83,9 @@ def test_perturbation_accuracy_by_hand(record):
             return torch.stack((logits[:, 0], logits[:, 0] * 0 + 2.5), 1)
 
     weight = (torch.arange(100.0) + 1).view(10, 10) / 1000
-    explanation, _ = record(Bar(weight), torch.ones(3, 3, 10, 10), weight.expand(3, 1, 10, 10), label=torch.tensor([0, 1, -1]))
+    explanation, _ = record(
+        Bar(weight), torch.ones(3, 3, 10, 10), weight.expand(3, 1, 10, 10), label=torch.tensor([0, 1, -1])
+    )
     most_left = 5.05 - np.cumsum(SORTED)[[0, *range(9, 90, 10)]]
     least_left = 5.05 - np.cumsum(SORTED[::-1])[[0, *range(9, 90, 10)]]
     x = np.array([0.01, *np.arange(0.1, 0.95, 0.1)])
@@ -83,17 +95,23 @@ def test_perturbation_accuracy_by_hand(record):
         np.testing.assert_allclose(metric.curves(explanation)[0].numpy(), hits)
         np.testing.assert_allclose(metric.curves(explanation)[1].numpy(), 1 - hits)
         assert metric.per_image()[""][0] == pytest.approx(np.trapezoid(hits, x) / 0.89)
-        assert sorted(metric.per_image()[""]) == [0, 1] and metric.summary()[0].excluded == 1  # an unknown label is no miss
+        assert (
+            sorted(metric.per_image()[""]) == [0, 1] and metric.summary()[0].excluded == 1
+        )  # an unknown label is no miss
         # Chefer: the clean accuracy at 0 %, then 10 % ... 90 %; np.trapz(y, x) * 100
         chefer = measured(cls(percent=list(range(10, 100, 10)), clean=True, normalize=False), explanation)
         expected = 100 * np.trapezoid([1.0, *hits[1:]], np.arange(0, 0.95, 0.1))
         assert chefer.per_image()[""][0] == pytest.approx(expected)
         assert chefer.per_image()[""][1] == pytest.approx(90 - expected)
-    assert measured(PositivePerturbation(percent=[30]), explanation).per_image()[""][0] == float(5.05 - SORTED[:30].sum() > 2.5)
+    assert measured(PositivePerturbation(percent=[30]), explanation).per_image()[""][0] == float(
+        5.05 - SORTED[:30].sum() > 2.5
+    )
 
 
 def test_negative_perturbation_is_insertion_read_backwards(record, network, pictures):
-    explanation, spy = record(network(), pictures(4, 15), label=torch.zeros(4, dtype=torch.int64))  # 225 pixels: percentages are not whole
+    explanation, spy = record(
+        network(), pictures(4, 15), label=torch.zeros(4, dtype=torch.int64)
+    )  # 225 pixels: percentages are not whole
     inserted = logits_at(explanation, Walk(101, "zero"), True, percent_counts(range(101), 225))
     before = spy.forwards
     metric = NegativePerturbation(percent=[10, 50, 90])
@@ -109,7 +127,9 @@ def test_flip_rate_counts_changed_predictions(record):
             logits = super().forward(x)
             return torch.stack((logits[:, 0], logits[:, 0] * 0 + 1), 1)
 
-    heat = torch.stack((weight, -weight, torch.rand(10, 10, generator=torch.Generator().manual_seed(0)), weight * 0))[:, None]
+    heat = torch.stack((weight, -weight, torch.rand(10, 10, generator=torch.Generator().manual_seed(0)), weight * 0))[
+        :, None
+    ]
     explanation, _ = record(Bar(weight), torch.ones(4, 3, 10, 10), heat)
     metric = measured(FlipRate(baseline="zero"), explanation)
     assert metric.per_image() == {"": {0: 1.0, 1: 0.0, 2: 0.0}, "least": {0: 0.0, 1: 1.0, 2: 0.0}}
@@ -137,7 +157,9 @@ def test_average_drop_by_hand(record):
     whole = measured(AverageDrop(keep=25), explanation)
     assert spy.forwards - before == 3
     kept = logits_at(explanation, whole.walk, True, [9])[:3, 0].softmax(1)[:, predicted]
-    np.testing.assert_allclose([whole.per_image()[""][i] for i in range(3)], ((clean - kept).clamp(min=0) / clean).numpy(), atol=1e-6)
+    np.testing.assert_allclose(
+        [whole.per_image()[""][i] for i in range(3)], ((clean - kept).clamp(min=0) / clean).numpy(), atol=1e-6
+    )
 
 
 def test_all_metrics_share_one_pass(record, network, pictures):
@@ -193,7 +215,9 @@ def test_what_was_visited_before_does_not_change_the_curve(record, network, pict
     for percent in ([50, 90], [10], [0, 20, 100]):
         logits_at(parts, walk, False, percent_counts(percent, 256))
     expected = logits_at(whole, walk, False, percent_counts(range(101), 256))
-    torch.testing.assert_close(logits_at(parts, walk, False, percent_counts(range(101), 256)), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        logits_at(parts, walk, False, percent_counts(range(101), 256)), expected, rtol=0, atol=1e-5
+    )
 
 
 def test_constant_maps_and_batches(record, network, pictures):
@@ -201,7 +225,16 @@ def test_constant_maps_and_batches(record, network, pictures):
     x, label = pictures(7, 12), torch.arange(7) % 5
     heat = torch.randn(7, 1, 12, 12, generator=torch.Generator().manual_seed(0))
     heat[2], heat[5, 0, 3, 3] = 0.5, torch.inf
-    for make in (PositivePerturbation, NegativePerturbation, AOPC, Comprehensiveness, Sufficiency, FlipRate, AverageDrop, ROAD):
+    for make in (
+        PositivePerturbation,
+        NegativePerturbation,
+        AOPC,
+        Comprehensiveness,
+        Sufficiency,
+        FlipRate,
+        AverageDrop,
+        ROAD,
+    ):
         whole, single = make().setup(7), make().setup(7)
         whole.update(record(network(), x, heat, label=label)[0])
         for i in range(7):
@@ -213,7 +246,9 @@ def test_constant_maps_and_batches(record, network, pictures):
     alone = AOPC().setup(1)
     alone.update(record(network(), x[:1], heat[:1])[0])
     (found,) = alone.summary()
-    assert found.n == 1 and np.isfinite(found.value) and np.isnan(found.low) and np.isnan(found.high)  # too few for an interval
+    assert (
+        found.n == 1 and np.isfinite(found.value) and np.isnan(found.low) and np.isnan(found.high)
+    )  # too few for an interval
 
 
 def test_bad_settings_are_told_in_a_sentence():

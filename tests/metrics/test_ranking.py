@@ -19,7 +19,9 @@ from explainode.metrics.pixel_ranking import BestAreaMIoU, PixelAUROC, PixelAver
 from explainode.metrics.ranking import Ranking
 
 RANKS = (PixelAUROC, PixelAveragePrecision, BestAreaMIoU)
-cases = st.lists(st.tuples(st.integers(0, 4), st.booleans(), st.booleans()), min_size=2, max_size=12)  # score, truth, counted
+cases = st.lists(
+    st.tuples(st.integers(0, 4), st.booleans(), st.booleans()), min_size=2, max_size=12
+)  # score, truth, counted
 
 
 def split(case):
@@ -37,7 +39,9 @@ def test_auroc_is_the_share_of_pairs_in_order(case):
     score, truth, counted = split(case)
     above = score[truth & counted][:, None] - score[~truth & counted]
     found = ranked(score, truth, counted).auroc().item()
-    assert found == pytest.approx(((above > 0) + 0.5 * (above == 0)).mean(), abs=1e-12) if above.size else np.isnan(found)
+    assert (
+        found == pytest.approx(((above > 0) + 0.5 * (above == 0)).mean(), abs=1e-12) if above.size else np.isnan(found)
+    )
 
 
 @given(cases)
@@ -63,7 +67,9 @@ def test_both_areas_equal_torchmetrics():
     truth = torch.rand(8, 200, generator=generator) < 0.3
     ranking = Ranking.of(score, truth)
     for b in range(8):
-        assert ranking.average_precision()[b].item() == pytest.approx(binary_average_precision(score[b], truth[b].int()).item(), abs=1e-6)
+        assert ranking.average_precision()[b].item() == pytest.approx(
+            binary_average_precision(score[b], truth[b].int()).item(), abs=1e-6
+        )
         assert ranking.auroc()[b].item() == pytest.approx(binary_auroc(score[b], truth[b].int()).item(), abs=1e-6)
 
 
@@ -105,7 +111,9 @@ def test_perfect_and_opposite_maps(measured):
         assert head(measured(cls, mask.float(), mask)) == 1
     assert head(measured(PixelAUROC, -mask.float(), mask)) == 0  # the ignored row's values do not count
     share = (mask == 1).sum() / (mask >= 0).sum()
-    assert head(measured(BestAreaMIoU, -(mask == 1).float(), mask)) == pytest.approx(float(1 - share) / 2)  # best to mark nothing
+    assert head(measured(BestAreaMIoU, -(mask == 1).float(), mask)) == pytest.approx(
+        float(1 - share) / 2
+    )  # best to mark nothing
 
 
 def test_a_random_map_meets_its_expectation(measured):
@@ -114,7 +122,9 @@ def test_a_random_map_meets_its_expectation(measured):
     share = float((mask[0] == 1).sum() / (mask[0] >= 0).sum())
     # standard error of one AUROC with 30 and 102 pixels is 0.06, of the mean of 200 0.0042
     assert head(measured(PixelAUROC, heat, mask)) == pytest.approx(0.5, abs=0.015)
-    assert head(measured(PixelAveragePrecision, heat, mask)) == pytest.approx(share, abs=0.03)  # a little above, for few pixels
+    assert head(measured(PixelAveragePrecision, heat, mask)) == pytest.approx(
+        share, abs=0.03
+    )  # a little above, for few pixels
 
 
 def test_increasing_functions_change_nothing(measured):
@@ -156,7 +166,9 @@ def test_boxes_are_filled_half_open(measured):
     expected = torch.zeros(6, 7, dtype=torch.int64)
     expected[2:5, 1:4] = expected[0:3, 3:6] = 1
     assert torch.equal(mask[0], expected) and not mask[1].any()
-    assert fill_boxes([torch.tensor([[0.4, 0.0, 1.6, 1.0]])], (1, 3)).tolist() == [[[1, 1, 0]]]  # by the pixels' centers
+    assert fill_boxes([torch.tensor([[0.4, 0.0, 1.6, 1.0]])], (1, 3)).tolist() == [
+        [[1, 1, 0]]
+    ]  # by the pixels' centers
     heat = mask.float() + 0.1 * torch.randn(mask.shape, generator=torch.Generator().manual_seed(4))
     metric = measured(PixelAUROC, heat[:, :, :6], boxes=boxes, truth="boxes")
     assert sorted(metric.per_image()[""]) == [0] and head(metric) > 0.95
@@ -175,5 +187,7 @@ def test_one_sort_serves_all(measured, record, network, pictures, monkeypatch):
 def test_bad_input_is_told_in_a_sentence(measured):
     with pytest.raises(UserError, match="truth must be mask or boxes, got 'masks'"):
         PixelAUROC(truth="masks")
-    with pytest.raises(UserError, match="needs boxes, but this data has none; choose data with boxes, such as data=tiny_imagenet_boxes"):
+    with pytest.raises(
+        UserError, match="needs boxes, but this data has none; choose data with boxes, such as data=tiny_imagenet_boxes"
+    ):
         measured(PixelAUROC, torch.rand(1, 8, 8), objects(1, 8), truth="boxes")

@@ -63,7 +63,9 @@ def test_friedman_equals_scipy_with_ties():
     for k in (3, 5, 9):
         table = generator.integers(0, 4, size=(20, k)).astype(float)
         expected = scipy.stats.friedmanchisquare(*table.T)
-        assert friedman_test(image_ranks(table, True)) == pytest.approx((expected.statistic, expected.pvalue), rel=1e-10)
+        assert friedman_test(image_ranks(table, True)) == pytest.approx(
+            (expected.statistic, expected.pvalue), rel=1e-10
+        )
     assert all(math.isnan(v) for v in friedman_test(np.full((5, 3), 2.0)))
 
 
@@ -79,7 +81,9 @@ def test_studentized_range():
     # more against SciPy's own integration
     for k in (3, 4, 7, 15, 40):
         for level in (0.5, 0.9, 0.95, 0.999):
-            assert studentized_range(k, level) == pytest.approx(scipy.stats.studentized_range.ppf(level, k, np.inf), abs=2e-6)
+            assert studentized_range(k, level) == pytest.approx(
+                scipy.stats.studentized_range.ppf(level, k, np.inf), abs=2e-6
+            )
     # Demšar 2006, Table 5 a: q at 5 % for 2..10 classifiers, from ranges with three decimals
     printed = [1.960, 2.343, 2.569, 2.728, 2.850, 2.949, 3.031, 3.102, 3.164]
     np.testing.assert_allclose([studentized_range(k, 0.95) / math.sqrt(2) for k in range(2, 11)], printed, atol=8e-4)
@@ -88,7 +92,11 @@ def test_studentized_range():
 
 
 def test_ranks_by_hand():
-    values = {"a": {0: 1.0, 1: 2.0, 2: 3.0, 9: 0.0}, "b": {0: 2.0, 1: 2.0, 2: 1.0}, "c": {0: 3.0, 1: 1.0, 2: float("nan"), 1000: 5.0}}
+    values = {
+        "a": {0: 1.0, 1: 2.0, 2: 3.0, 9: 0.0},
+        "b": {0: 2.0, 1: 2.0, 2: 1.0},
+        "c": {0: 3.0, 1: 1.0, 2: float("nan"), 1000: 5.0},
+    }
     found = rank_explainers(values, higher_is_better=False)
     assert found.n == 2  # images 0 and 1: the third is NaN for one, the others are missing for some
     assert dict(zip(found.names, found.mean_rank, strict=True)) == {"a": 1.75, "b": 2.25, "c": 2.0}
@@ -107,7 +115,9 @@ def test_pairs_are_those_of_single_tests():
     for (i, j), p in zip(pairs, expected, strict=True):
         a, b = found.names.index(f"e{i}"), found.names.index(f"e{j}")
         assert found.adjusted[a, b] == found.adjusted[b, a] == p
-        assert found.order(f"e{i}", f"e{j}") == (0 if p >= 0.05 else int(np.sign(table[:, i].mean() - table[:, j].mean())))
+        assert found.order(f"e{i}", f"e{j}") == (
+            0 if p >= 0.05 else int(np.sign(table[:, i].mean() - table[:, j].mean()))
+        )
     assert found.names[0] == "e3" and found.order("e3", "e0") == 1 and found.order("e0", "e3") == -1
 
 

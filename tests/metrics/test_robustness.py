@@ -20,7 +20,13 @@ from explainode.explainers.cam import GradCAM
 from explainode.explainers.gradient import InputXGradient, IntegratedGradients, Saliency
 from explainode.explainers.perturbation import Occlusion
 from explainode.explainers.sampling import SmoothGrad
-from explainode.metrics.robustness import HeatmapGuidedPGD, MapUnderAttack, MapUnderMapAttack, attacked, top_intersection
+from explainode.metrics.robustness import (
+    HeatmapGuidedPGD,
+    MapUnderAttack,
+    MapUnderMapAttack,
+    attacked,
+    top_intersection,
+)
 from explainode.randomness import noise_scope
 
 
@@ -67,8 +73,12 @@ def test_dice_and_correlation_by_hand(record, network, pictures):
     before = explanation.attribution.sum(1).double().numpy()
     for i in range(6):
         A, B = before[i] > before[i].mean(), after[i] > after[i].mean()
-        assert metric.per_image()[""][i] == pytest.approx(2 * (A & B).sum() / (A.sum() + B.sum()), abs=0.02)  # a pixel on the cut
-        assert metric.per_image()["pearson"][i] == pytest.approx(np.corrcoef(before[i].ravel(), after[i].ravel())[0, 1], abs=1e-5)
+        assert metric.per_image()[""][i] == pytest.approx(
+            2 * (A & B).sum() / (A.sum() + B.sum()), abs=0.02
+        )  # a pixel on the cut
+        assert metric.per_image()["pearson"][i] == pytest.approx(
+            np.corrcoef(before[i].ravel(), after[i].ravel())[0, 1], abs=1e-5
+        )
         assert metric.per_image()["success"][i] == float(result.success[i])
     still = measured(MapUnderAttack(FGSM(0.0)), explanation).compute()
     assert still[""] == 1 and still["pearson"] == pytest.approx(1, abs=1e-6) and still["success"] == 0
@@ -137,14 +147,18 @@ def test_guided_pgd_adds_up(wrong_about_two):
     explanation, _ = wrong_about_two()
     metric = measured(HeatmapGuidedPGD(top=120, epsilon=0.1, alpha=0.02), explanation)
     found = as_dict(metric)
-    result = GuidedPGD(0.1, 0.02, top=120)(explanation.model, explanation.x, explanation.logits.argmax(1), explanation.attribution)
+    result = GuidedPGD(0.1, 0.02, top=120)(
+        explanation.model, explanation.x, explanation.logits.argmax(1), explanation.attribution
+    )
     known = explanation.label >= 0
     right = (explanation.logits.argmax(1) == explanation.label) & known
     assert 0 < result.success[right].sum() < right.sum() == 9  # otherwise nothing is tested
     assert found["asr_all"] == pytest.approx(result.success.double().mean().item())
     assert found[""] == pytest.approx(result.success[right].double().mean().item())
     assert found["step"] == pytest.approx(result.steps[right & result.success].double().mean().item())
-    assert found["accuracy"] == pytest.approx((right & ~result.success).sum().item() / 11) and found["clean"] == pytest.approx(9 / 11)
+    assert found["accuracy"] == pytest.approx((right & ~result.success).sum().item() / 11) and found[
+        "clean"
+    ] == pytest.approx(9 / 11)
     assert found["accuracy"] == pytest.approx(found["clean"] * (1 - found[""]), abs=1e-12)
     counted = {result.name: (result.n, result.excluded) for result in metric.summary(resamples=5)}
     hits = int(result.success[right].sum())
@@ -158,7 +172,10 @@ def test_full_budget_is_plain_pgd_and_the_gradient_beats_noise(wrong_about_two):
     full = measured(HeatmapGuidedPGD(top=432, epsilon=0.1, alpha=0.02), explanation)
     assert as_dict(full)["asr_all"] == plain.success.double().mean().item()
     rate = {}
-    for name, heat in (("gradient", explanation.attribution.abs()), ("noise", torch.rand(12, 3, 12, 12, generator=torch.Generator()))):
+    for name, heat in (
+        ("gradient", explanation.attribution.abs()),
+        ("noise", torch.rand(12, 3, 12, 12, generator=torch.Generator())),
+    ):
         other, _ = wrong_about_two(heat)
         rate[name] = as_dict(measured(HeatmapGuidedPGD(top=60, epsilon=0.15, alpha=0.03), other))["asr_all"]
     assert rate["gradient"] > rate["noise"]
@@ -216,7 +233,9 @@ def test_attacked_maps_by_hand(network, pictures, cls):
     for row, sample in enumerate(explanation.sample_ids.tolist()):
         A, B = before[row] > before[row].mean(), after[row] > after[row].mean()
         table = {name: values[sample] for name, values in metric.per_image().items()}
-        assert table[""] == pytest.approx(2 * (A & B).sum().item() / (A.sum() + B.sum()).item(), abs=0.02)  # a pixel on the cut
+        assert table[""] == pytest.approx(
+            2 * (A & B).sum().item() / (A.sum() + B.sum()).item(), abs=0.02
+        )  # a pixel on the cut
         assert table["pearson"] == pytest.approx(np.corrcoef(before[row].ravel(), after[row].ravel())[0, 1], abs=1e-5)
         assert table["output"] == pytest.approx(probability[row, explanation.target[row]].abs().item(), abs=1e-5)
         top = [set(m[row].flatten().topk(26).indices.tolist()) for m in (before, after)]
@@ -272,7 +291,10 @@ def test_maps_keep_their_graph_on_request(network, pictures, explainer):
     assert graph.kept and kept.requires_grad
     torch.testing.assert_close(kept.detach(), plain)
     generator = torch.Generator().manual_seed(0)
-    along, weight = torch.randn(x.shape, generator=generator).double(), torch.randn(kept.shape, generator=generator).double()
+    along, weight = (
+        torch.randn(x.shape, generator=generator).double(),
+        torch.randn(kept.shape, generator=generator).double(),
+    )
     slope = (torch.autograd.grad((kept * weight).sum(), point)[0] * along).sum()
     step = 1e-6
     ahead, behind = ((explainer(net, x + sign * step * along, 1) * weight).sum() for sign in (1, -1))

@@ -9,7 +9,14 @@ import torch
 from torch import nn
 
 from explainode.errors import UserError
-from explainode.metrics.sanity import ClassSensitivity, DataRandomization, ParameterRandomization, layers_from_the_top, likeness, randomize
+from explainode.metrics.sanity import (
+    ClassSensitivity,
+    DataRandomization,
+    ParameterRandomization,
+    layers_from_the_top,
+    likeness,
+    randomize,
+)
 from explainode.models.weights_of import WeightsOf
 
 
@@ -58,7 +65,9 @@ def test_map_of_the_network_falls_map_of_the_image_stays(record, network, pictur
     for mode in ("cascading", "independent"):
         metric = measured(ParameterRandomization(mode, stages=3), learned)
         assert metric.compute()[""] < 0.6 and (mode == "independent" or abs(metric.compute()["end"]) < 0.3)
-        assert metric.curve().mean.shape == (3,) and metric.curve().x[-1] == (1 if mode == "cascading" else pytest.approx(2 / 3))
+        assert metric.curve().mean.shape == (3,) and metric.curve().x[-1] == (
+            1 if mode == "cascading" else pytest.approx(2 / 3)
+        )
         stays = measured(ParameterRandomization(mode, stages=3), blind)
         assert stays.compute()[""] == pytest.approx(1) and stays.compute()["end"] == pytest.approx(1)
     assert spy.explained == 6 * 8  # `stages` explanations an image, each mode
@@ -70,9 +79,15 @@ def test_cascading_against_steps_taken_by_hand(record, network, pictures):
     net, x = network(), pictures(4, 12)
     explanation, _ = record(net, x)
     groups = [["7"], ["3"], ["0"]]
-    found = {mode: measured(ParameterRandomization(mode, 3), explanation).curves(explanation) for mode in ("cascading", "independent")}
+    found = {
+        mode: measured(ParameterRandomization(mode, 3), explanation).curves(explanation)
+        for mode in ("cascading", "independent")
+    }
     for stage in range(3):
-        for mode, layers in (("cascading", [name for group in groups[: stage + 1] for name in group]), ("independent", groups[stage])):
+        for mode, layers in (
+            ("cascading", [name for group in groups[: stage + 1] for name in group]),
+            ("independent", groups[stage]),
+        ):
             copied = copy.deepcopy(net)
             randomize(copied, layers, seed=0)
             expected = likeness(explanation, explanation.explain(x, model=copied), "spearman", "sum")
@@ -187,7 +202,9 @@ def test_twin_against_the_map_made_by_hand(record, network, pictures, tmp_path):
     expected = likeness(explanation, explanation.explain(x, model=twin), "spearman", "sum")
     assert [found[k] for k in range(5)] == pytest.approx(expected.tolist(), abs=1e-6) and spy.explained == 10
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
-    assert measured(DataRandomization(WeightsOf(str(tmp_path / "same.pt"))), record(net, x)[0]).compute() == pytest.approx(1)
+    assert measured(
+        DataRandomization(WeightsOf(str(tmp_path / "same.pt"))), record(net, x)[0]
+    ).compute() == pytest.approx(1)
     assert metric.protocol_hash != DataRandomization(WeightsOf(str(tmp_path / "same.pt"))).protocol_hash
     blind, _ = record(net, x, attribute=of_the_image)
     assert measured(metric, blind).compute() == pytest.approx(1)

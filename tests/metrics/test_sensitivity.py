@@ -194,7 +194,10 @@ def test_bad_settings_are_told_in_a_sentence():
 def test_mean_and_lipschitz_share_the_pass_of_the_maximum(record, network, pictures):
     """P + 1 explanations for all three; values from their definitions."""
     explanation, spy = record(network(), pictures(4, 8))
-    table = {metric.kind: measured(metric, explanation).per_image() for metric in (MaxSensitivity(), MeanSensitivity(), LocalLipschitz())}
+    table = {
+        metric.kind: measured(metric, explanation).per_image()
+        for metric in (MaxSensitivity(), MeanSensitivity(), LocalLipschitz())
+    }
     assert spy.explained == 40
     norm = explanation.attribution.flatten(1).norm(dim=1)
     moved, length = [], []
@@ -241,7 +244,9 @@ def test_quantus_given_our_perturbations(record, network, pictures):
         draws = iter(range(10))
         made = peer(
             nr_samples=10,
-            perturb_func=lambda arr, draws=draws, **_: perturbed(explanation, steps, next(draws)).numpy().reshape(arr.shape),
+            perturb_func=lambda arr, draws=draws, **_: (
+                perturbed(explanation, steps, next(draws)).numpy().reshape(arr.shape)
+            ),
             perturb_func_kwargs={},
             disable_warnings=True,
             display_progressbar=False,
@@ -258,4 +263,6 @@ def test_quantus_given_our_perturbations(record, network, pictures):
             device="cpu",
             batch_size=5,
         )
-        np.testing.assert_allclose(list(measured(ours, explanation).per_image()[""].values()), theirs, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(
+            list(measured(ours, explanation).per_image()[""].values()), theirs, rtol=0, atol=1e-6
+        )

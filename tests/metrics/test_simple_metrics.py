@@ -24,12 +24,16 @@ def test_total_variation_by_hand():
     heat = torch.tensor([[[1.0, -1.0], [2.0, 0.0]]])
     assert total_variation(heat).item() == pytest.approx((2 + 2 + 1 + 1) / 4)
     board = (torch.arange(64)[:, None] + torch.arange(64)) % 2 * 2.0 - 1
-    assert total_variation(board[None]).item() == pytest.approx(4 * 63 / 64)  # each of 2 * 64 * 63 neighbors differs by 2
+    assert total_variation(board[None]).item() == pytest.approx(
+        4 * 63 / 64
+    )  # each of 2 * 64 * 63 neighbors differs by 2
     noise = torch.randn(20, 64, 64, generator=torch.Generator().manual_seed(0))
     assert total_variation(noise).mean().item() == pytest.approx(2 * math.sqrt(2) * 63 / 64, rel=0.01)
 
 
-@pytest.mark.parametrize(("cycles", "share"), [((3, 0), 0.0), ((7, 0), 0.0), ((9, 0), 1.0), ((0, 15), 1.0), ((7, 7), 1.0)])
+@pytest.mark.parametrize(
+    ("cycles", "share"), [((3, 0), 0.0), ((7, 0), 0.0), ((9, 0), 1.0), ((0, 15), 1.0), ((7, 7), 1.0)]
+)
 def test_energy_of_single_waves(cycles, share):
     """32 pixels: half of Nyquist is 8 cycles, measured radially."""
     phase = 2 * math.pi * (cycles[0] * torch.arange(32)[:, None] + cycles[1] * torch.arange(32)) / 32

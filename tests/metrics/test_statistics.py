@@ -101,7 +101,9 @@ def test_many_tests_at_once_are_those_of_one_each(n, monkeypatch):
 
 def test_null_tests_reject_at_most_seven_percent():
     generator = np.random.default_rng(6)
-    p = np.array([paired_sign_flip(generator.exponential(size=30) - generator.exponential(size=30), 2000) for _ in range(1000)])
+    p = np.array(
+        [paired_sign_flip(generator.exponential(size=30) - generator.exponential(size=30), 2000) for _ in range(1000)]
+    )
     assert 0.03 <= (p <= 0.05).mean() <= 0.07
 
 
@@ -147,7 +149,9 @@ def test_so_does_a_dataset_level_mean_iou():
 
 def test_effects_that_have_no_size():
     assert np.isnan(paired_comparison({1: 1.0}, {1: 0.0}).effect)
-    assert np.isnan(paired_comparison({1: 1.1, 2: 2.1, 3: 3.1}, {1: 1.0, 2: 2.0, 3: 3.0}).effect)  # all the same but for rounding
+    assert np.isnan(
+        paired_comparison({1: 1.1, 2: 2.1, 3: 3.1}, {1: 1.0, 2: 2.0, 3: 3.0}).effect
+    )  # all the same but for rounding
 
 
 def test_kendall_equals_scipy():

@@ -75,7 +75,10 @@ def test_groups_of_voc():
     groups = registry.load("model/imagenet_as_voc").groups
     names = imagenet_classes()
     assert list(groups) == list(CLASS_NAMES)
-    found = {name: {names[k] for k in members([k if isinstance(k, int) else list(k) for k in groups[name]])} for name in groups}
+    found = {
+        name: {names[k] for k in members([k if isinstance(k, int) else list(k) for k in groups[name]])}
+        for name in groups
+    }
     for voc, known in WELL_KNOWN.items():
         assert set(known) <= found[voc], f"{set(known) - found[voc]} is not in {voc}"
     for voc, foreign in NOT_A_MEMBER.items():

@@ -199,7 +199,9 @@ class TestNeuralSDE:
             assert torch.allclose(sde(x.flip(0)).flip(0), batch, atol=1e-6)
         for i in range(4):
             with noise_scope(ids[i : i + 1], seed=3):
-                assert torch.allclose(sde(x[i : i + 1]), batch[i : i + 1], atol=1e-6)  # convolutions of other batch sizes round otherwise
+                assert torch.allclose(
+                    sde(x[i : i + 1]), batch[i : i + 1], atol=1e-6
+                )  # convolutions of other batch sizes round otherwise
 
     def test_blocks_and_draws_have_their_own_noise(self, sde, x):
         assert [block.number for block in ode_blocks(sde).values()] == [0, 1, 2]

@@ -60,7 +60,10 @@ def test_a_branch_may_return_its_input():
 
 def network():
     torch.manual_seed(0)
-    blocks = [Residual(nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)), activation=nn.ReLU()) for _ in range(3)]
+    blocks = [
+        Residual(nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)), activation=nn.ReLU())
+        for _ in range(3)
+    ]
     return nn.Sequential(*blocks, nn.Flatten(), nn.Linear(75, 2))
 
 

@@ -81,9 +81,14 @@ def test_depths_that_do_not_exist(depth):
         cifar_resnet(depth)
 
 
-@pytest.mark.parametrize(("depth", "file", "accuracy"), [(20, "12fca82f", 0.910), (32, "d509ac18", 0.932), (44, "014dd654", 0.930)])
+@pytest.mark.parametrize(
+    ("depth", "file", "accuracy"), [(20, "12fca82f", 0.910), (32, "d509ac18", 0.932), (44, "014dd654", 0.930)]
+)
 def test_published_weights_reach_their_accuracy(depth, file, accuracy):
-    weights, picture = DATA / "cifar10_resnets" / f"resnet{depth}-{file}.th", DATA / "cifar10" / "lossless_test_0000_0499.png"
+    weights, picture = (
+        DATA / "cifar10_resnets" / f"resnet{depth}-{file}.th",
+        DATA / "cifar10" / "lossless_test_0000_0499.png",
+    )
     labels = DATA / "cifar10" / "cifar10_index.npz"
     if not (weights.exists() and picture.exists() and labels.exists()):
         pytest.skip("needs the sets cifar10_resnets and cifar10")
@@ -134,7 +139,9 @@ def test_outputs_and_gradients_are_torchvisions_bit_for_bit(name):
         got = output_and_gradients(ours.train(training), x, weight)
         assert len(got) == len(expected) and all(map(torch.equal, got, expected))
     saved = to_torchvision(ours)
-    assert list(saved) == list(theirs.state_dict()) and all(map(torch.equal, saved.values(), theirs.state_dict().values()))
+    assert list(saved) == list(theirs.state_dict()) and all(
+        map(torch.equal, saved.values(), theirs.state_dict().values())
+    )
     theirs.load_state_dict(saved)
 
 

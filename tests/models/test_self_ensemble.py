@@ -15,13 +15,22 @@ from explainode.dynamics.sde import EulerMaruyama
 from explainode.errors import UserError
 from explainode.models.neural_ode import neural_sde
 from explainode.models.resnet import cifar_resnet, six_block_resnet
-from explainode.models.self_ensemble import Ensemble, NoisyConv2d, SelfEnsemble, enresnet, inject_noise_layers, random_self_ensemble
+from explainode.models.self_ensemble import (
+    Ensemble,
+    NoisyConv2d,
+    SelfEnsemble,
+    enresnet,
+    inject_noise_layers,
+    random_self_ensemble,
+)
 from explainode.randomness import noise_draw, noise_rows, noise_scope
 
 
 def network():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    ).eval()
 
 
 def images(batch=4):
@@ -120,7 +129,9 @@ def test_weights_of_a_self_ensemble_are_found_again(tmp_path):
     first = random_self_ensemble(cifar_resnet(8), draws=2)
     torch.save(first.state_dict(), tmp_path / "weights.pt")
     second = random_self_ensemble(cifar_resnet(8), draws=2, weights=str(tmp_path / "weights.pt"))
-    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    )
     assert second.image_size == 32
 
 

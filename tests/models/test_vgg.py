@@ -17,7 +17,9 @@ def test_layers_and_sizes():
     assert network(x).shape == (2, 7)
 
 
-@pytest.mark.parametrize("settings", [{"widths": []}, {"widths": [4, 0]}, {"depth": 0}, {"hidden": 0}, {"noise": Noise(0.1)}])
+@pytest.mark.parametrize(
+    "settings", [{"widths": []}, {"widths": [4, 0]}, {"depth": 0}, {"hidden": 0}, {"noise": Noise(0.1)}]
+)
 def test_what_cannot_be_built_is_refused(settings):
     with pytest.raises(UserError):
         small_vgg(**settings)

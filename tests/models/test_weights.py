@@ -12,7 +12,14 @@ from torch import nn
 
 from explainode.errors import UserError
 from explainode.models.resnet import cifar_resnet, six_block_resnet, torchvision_resnet
-from explainode.models.weights import fit_state_dict, from_torchvision, initialize, load_weights, read_state_dict, to_torchvision
+from explainode.models.weights import (
+    fit_state_dict,
+    from_torchvision,
+    initialize,
+    load_weights,
+    read_state_dict,
+    to_torchvision,
+)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +55,17 @@ def prefixed(prefix, state):
         lambda net: prefixed("module.network.", net.state_dict()),
         lambda net: {k: v for k, v in net.state_dict().items() if not k.endswith("num_batches_tracked")},
     ],
-    ids=["bare", "torchvision", "state_dict", "model", "data parallel", "lightning", "compiled", "both", "before counters"],
+    ids=[
+        "bare",
+        "torchvision",
+        "state_dict",
+        "model",
+        "data parallel",
+        "lightning",
+        "compiled",
+        "both",
+        "before counters",
+    ],
 )
 @pytest.mark.parametrize("zipped", [True, False])
 def test_every_packing_loads(trained, tmp_path, pack, zipped):
@@ -157,20 +174,24 @@ def test_no_file(tmp_path):
 
 
 def test_weights_of_another_network(trained):
-    with pytest.raises(UserError, match=r"72 are unknown to the network \(first 'layer1.3.branch.conv1.weight'\); choose the model"):
+    with pytest.raises(
+        UserError, match=r"72 are unknown to the network \(first 'layer1.3.branch.conv1.weight'\); choose the model"
+    ):
         fit_state_dict(cifar_resnet(20), cifar_resnet(32).state_dict())
     with pytest.raises(UserError, match=r"60 of 188 tensors are missing \(first 'layer1.3.branch.conv1.weight'\)"):
         fit_state_dict(cifar_resnet(32), trained.state_dict())
     theirs = torchvision.models.resnet18().state_dict()
     with pytest.raises(
-        UserError, match=r"missing .*unknown .*have another shape \(first 'conv1.weight': \(64, 3, 7, 7\), needed \(16, 3, 3, 3\)\)"
+        UserError,
+        match=r"missing .*unknown .*have another shape \(first 'conv1.weight': \(64, 3, 7, 7\), needed \(16, 3, 3, 3\)\)",
     ):
         fit_state_dict(cifar_resnet(20), theirs, "resnet18.pth")
 
 
 def test_weights_for_another_number_of_classes(trained):
     with pytest.raises(
-        UserError, match=r"hundred\.pt holds weights for 10 classes, but this network has 100; build it with num_classes=10"
+        UserError,
+        match=r"hundred\.pt holds weights for 10 classes, but this network has 100; build it with num_classes=10",
     ):
         fit_state_dict(cifar_resnet(20, num_classes=100), trained.state_dict(), "hundred.pt")
 
@@ -199,7 +220,9 @@ def test_torchvisions_weights_on_request(monkeypatch):
     assert all(map(torch.equal, to_torchvision(ours).values(), network.state_dict().values()))
     torchvision_resnet("resnet18", weights="torchvision:IMAGENET1K_V1")
     assert asked == ["IMAGENET1K_V1"] * 2
-    with pytest.raises(UserError, match="torchvision for resnet18 holds weights for 1000 classes, but this network has 10"):
+    with pytest.raises(
+        UserError, match="torchvision for resnet18 holds weights for 1000 classes, but this network has 10"
+    ):
         torchvision_resnet("resnet18", num_classes=10, weights="torchvision")
 
 
@@ -208,7 +231,9 @@ def test_torchvision_without_network_or_weights(monkeypatch):
         raise urllib.error.URLError("no route to host")
 
     monkeypatch.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", fail)
-    with pytest.raises(UserError, match=r"weights for resnet18 cannot be downloaded .*no route to host.*give the path of a file"):
+    with pytest.raises(
+        UserError, match=r"weights for resnet18 cannot be downloaded .*no route to host.*give the path of a file"
+    ):
         torchvision_resnet("resnet18", weights="torchvision")
     with pytest.raises(UserError, match="no weights 'IMAGENET1K_V9' for resnet18; the nearest are IMAGENET1K_V1"):
         torchvision_resnet("resnet18", weights="torchvision:IMAGENET1K_V9")

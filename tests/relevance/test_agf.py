@@ -30,7 +30,11 @@ def net():
             nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2),
             nn.Conv2d(6, 5, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(20, 7), nn.ReLU(), nn.Linear(7, 4),
         )  # fmt: skip
-        nn.init.normal_(net[3].running_mean, 0, 0.3), nn.init.uniform_(net[3].running_var, 0.5, 1.5), nn.init.normal_(net[3].weight)
+        (
+            nn.init.normal_(net[3].running_mean, 0, 0.3),
+            nn.init.uniform_(net[3].running_var, 0.5, 1.5),
+            nn.init.normal_(net[3].weight),
+        )
     return net.double().eval()
 
 
@@ -89,12 +93,20 @@ def reference(net, x, target):
             c = X * g_x
         elif isinstance(module, nn.Linear):
             C = by_products(lambda v, m=module: F.linear(v, m.weight.abs()), X.abs(), c)
-            M = (X * g_x).reshape(1, 5, 2, 2).mean(1, keepdim=True).relu().expand(1, 5, 2, 2).reshape(1, -1) if X.shape[1] == 20 else None
+            M = (
+                (X * g_x).reshape(1, 5, 2, 2).mean(1, keepdim=True).relu().expand(1, 5, 2, 2).reshape(1, -1)
+                if X.shape[1] == 20
+                else None
+            )
             c = C if M is None else moved(C, by_largest(M))
         elif isinstance(module, nn.Conv2d) and X.shape[1] == 3:
             low, high, W = X.min(), X.max(), module.weight.detach()
             z = F.conv2d(X, W, padding=1)
-            z = z - F.conv2d(low.expand_as(X), W.relu(), padding=1) - F.conv2d(high.expand_as(X), -(-W).relu(), padding=1)
+            z = (
+                z
+                - F.conv2d(low.expand_as(X), W.relu(), padding=1)
+                - F.conv2d(high.expand_as(X), -(-W).relu(), padding=1)
+            )
             back = [F.conv_transpose2d(c / z, w, padding=1) for w in (W, W.relu(), -(-W).relu())]
             c = X * back[0] - low * back[1] - high * back[2]
         elif isinstance(module, nn.Conv2d):
@@ -103,7 +115,9 @@ def reference(net, x, target):
             A = by_products(absolute, torch.ones_like(X), c)
             M = (X * g_x).mean(1, keepdim=True).relu()
             masked = F.conv_transpose2d(g * (c != 0), module.weight.detach(), padding=1)
-            F_x, F_g = (nearer_pixels(v[0].flatten(1), C[0].flatten(1)).reshape(1, 1, *X.shape[2:]) for v in (X, masked))
+            F_x, F_g = (
+                nearer_pixels(v[0].flatten(1), C[0].flatten(1)).reshape(1, 1, *X.shape[2:]) for v in (X, masked)
+            )
             c = moved(C, (F_x + by_largest(M)) / (1 + torch.exp(-C)) + F_g + A)
         elif isinstance(module, (nn.MaxPool2d, nn.AvgPool2d)):
             c = by_products(module, X, c)
@@ -182,14 +196,18 @@ def test_the_gradient_beside_the_relevance_is_autograds(net, x, gated):
     _, walk = walk_back(model, x, TARGET, Factorization())
     leaf = x.clone().requires_grad_()
     p = torch.stack([contrasted(y, t) for y, t in zip(model(leaf), TARGET, strict=True)])
-    torch.testing.assert_close(walk.gradients[id(walk.tape.input)], torch.autograd.grad(p.sum(), leaf)[0], rtol=1e-9, atol=1e-14)
+    torch.testing.assert_close(
+        walk.gradients[id(walk.tape.input)], torch.autograd.grad(p.sum(), leaf)[0], rtol=1e-9, atol=1e-14
+    )
 
 
 def test_nearer_equals_a_loop_over_pixels():
     draw = torch.Generator().manual_seed(2)
     x, C = (torch.randn(3, 5, 4, 3, dtype=torch.float64, generator=draw) for _ in range(2))
     C[2] = C[2].abs()  # nothing speaks against the class
-    expected = torch.stack([nearer_pixels(a.flatten(1), b.flatten(1)).reshape(1, 4, 3) for a, b in zip(x, C, strict=True)])
+    expected = torch.stack(
+        [nearer_pixels(a.flatten(1), b.flatten(1)).reshape(1, 4, 3) for a, b in zip(x, C, strict=True)]
+    )
     torch.testing.assert_close(nearer(x, C), expected)
     assert (expected > 0).any()
 

@@ -16,7 +16,13 @@ from explainode.explainers.base import guard
 from explainode.relevance.composite import Assignment, Composite
 from explainode.relevance.composites import backpropagation
 from explainode.relevance.rule import Rule
-from explainode.relevance.rules.attention import ConstantAttention, ConstantScale, HalfBilinear, ShareTotals, SoftmaxTaylor
+from explainode.relevance.rules.attention import (
+    ConstantAttention,
+    ConstantScale,
+    HalfBilinear,
+    ShareTotals,
+    SoftmaxTaylor,
+)
 from explainode.relevance.rules.gradient import Gradient
 from explainode.relevance.rules.structure import Pass, Route
 from explainode.relevance.tape import Tape, record
@@ -92,7 +98,9 @@ def test_constant_attention_gives_all_to_the_values(random, positive, left):
 def test_a_product_without_attention_is_shared_by_halves(random):
     x, R = random(1, 3, 3), random(1, 3, 3)
     tape = taped(lambda x: torch.bmm(x, x.mT), x)
-    for got, expected in zip(shares(ConstantAttention(False), tape, R), shares(HalfBilinear(False), tape, R), strict=True):
+    for got, expected in zip(
+        shares(ConstantAttention(False), tape, R), shares(HalfBilinear(False), tape, R), strict=True
+    ):
         assert torch.equal(got, expected)
 
 
@@ -266,7 +274,9 @@ def timm_networks() -> dict[str, nn.Module]:
     small = {"img_size": 24, "patch_size": 8, "embed_dim": 12, "depth": 2, "num_heads": 2, "num_classes": 5}
     networks = {
         "timm vit": timm.models.VisionTransformer(**small),
-        "timm registers, mean pooling": timm.models.VisionTransformer(**small, global_pool="avg", reg_tokens=2, class_token=False),
+        "timm registers, mean pooling": timm.models.VisionTransformer(
+            **small, global_pool="avg", reg_tokens=2, class_token=False
+        ),
     }
     return {name: randomized(network) for name, network in networks.items()}
 
@@ -277,7 +287,9 @@ def network(request) -> nn.Module:
 
 
 def images() -> tuple[Tensor, Tensor]:
-    return torch.rand(2, 3, 24, 24, generator=torch.Generator().manual_seed(1), dtype=torch.float64), torch.tensor([3, 0])
+    return torch.rand(2, 3, 24, 24, generator=torch.Generator().manual_seed(1), dtype=torch.float64), torch.tensor(
+        [3, 0]
+    )
 
 
 def test_the_gradient_walk_equals_autograd(network):

@@ -125,12 +125,15 @@ def test_first_are_all_that_see_the_pixels_through_scales_and_offsets(x):
 
 def test_first_are_the_scales_and_offsets_of_the_pixels_too(x):
     tape = taped(Branches(), x)
-    choose = Composite([Assignment(Pass(), position="first"), Assignment(AffineShare()), Assignment(ZPlus()), Assignment(Split())]).assign(
-        tape
-    )
+    choose = Composite(
+        [Assignment(Pass(), position="first"), Assignment(AffineShare()), Assignment(ZPlus()), Assignment(Split())]
+    ).assign(tape)
     affine = tape.of_kind("affine")
     assert [operation.name for operation in affine if choose(operation) == Pass()] == ["sub", "div", "mul", "sub"]
-    assert [operation.name for operation in affine if choose(operation) == AffineShare()] == ["mul", "add"]  # behind the head
+    assert [operation.name for operation in affine if choose(operation) == AffineShare()] == [
+        "mul",
+        "add",
+    ]  # behind the head
 
 
 class Padded(nn.Module):

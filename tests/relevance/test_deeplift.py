@@ -61,7 +61,12 @@ class Gate(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.body, self.down, self.up, self.head = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 2, 1), nn.Conv2d(2, 6, 1), nn.Linear(6, 4)
+        self.body, self.down, self.up, self.head = (
+            nn.Conv2d(3, 6, 3),
+            nn.Conv2d(6, 2, 1),
+            nn.Conv2d(2, 6, 1),
+            nn.Linear(6, 4),
+        )
 
     def forward(self, x):
         x = F.hardswish(self.body(x))
@@ -103,13 +108,19 @@ class ByHand(nn.Module):
         x = F.normalize(x + 0.1, dim=1) + torch.where(self.mask, x, 0.5 * x)
         e = (x - 1).exp()
         x = 2 * x + 3 * e / e.sum(1, keepdim=True) + x.square().sum(1, keepdim=True).sqrt() / (1 + x.abs())
-        x = torch.where(x > 0.2 * x.flip(-1), x, 0.2 * x.flip(-1)) + torch.minimum(x, x.roll(1, 2)) + torch.maximum(x, -x)
+        x = (
+            torch.where(x > 0.2 * x.flip(-1), x, 0.2 * x.flip(-1))
+            + torch.minimum(x, x.roll(1, 2))
+            + torch.maximum(x, -x)
+        )
         x = torch.log(1.5 + torch.tanh(x)) + x**3 / 50 + torch.clamp(x, -0.5, 1) + x.max(-1, keepdim=True).values
         return self.head(F.softplus(x).mean((2, 3)) + 1 / (2 + x.amax((1, 2, 3))[:, None].sigmoid()))
 
 
 def vit():
-    net = VisionTransformer(image_size=8, patch_size=4, num_layers=2, num_heads=2, hidden_dim=8, mlp_dim=16, num_classes=4)
+    net = VisionTransformer(
+        image_size=8, patch_size=4, num_layers=2, num_heads=2, hidden_dim=8, mlp_dim=16, num_classes=4
+    )
     for parameter in net.parameters():
         nn.init.normal_(parameter, 0, 0.5)
     return net
@@ -268,9 +279,17 @@ def naive_reveal_cancel(weights, biases, x, x0):
         if layer == 0:
             return m
         t0, plus, minus = parts[layer - 1]
-        dy_plus = [0.5 * (relu(a + p) - relu(a)) + 0.5 * (relu(a + n + p) - relu(a + n)) for a, p, n in zip(t0, plus, minus, strict=True)]
-        dy_minus = [0.5 * (relu(a + n) - relu(a)) + 0.5 * (relu(a + n + p) - relu(a + p)) for a, p, n in zip(t0, plus, minus, strict=True)]
-        slopes = [((a > 0) + (a + p + n > 0)) / 2 for a, p, n in zip(t0, plus, minus, strict=True)]  # of a part that is not there
+        dy_plus = [
+            0.5 * (relu(a + p) - relu(a)) + 0.5 * (relu(a + n + p) - relu(a + n))
+            for a, p, n in zip(t0, plus, minus, strict=True)
+        ]
+        dy_minus = [
+            0.5 * (relu(a + n) - relu(a)) + 0.5 * (relu(a + n + p) - relu(a + p))
+            for a, p, n in zip(t0, plus, minus, strict=True)
+        ]
+        slopes = [
+            ((a > 0) + (a + p + n > 0)) / 2 for a, p, n in zip(t0, plus, minus, strict=True)
+        ]  # of a part that is not there
         m_plus = [mi * (d / p if p else s) for mi, d, p, s in zip(m, dy_plus, plus, slopes, strict=True)]
         m_minus = [mi * (d / n if n else s) for mi, d, n, s in zip(m, dy_minus, minus, slopes, strict=True)]
 
@@ -278,7 +297,14 @@ def naive_reveal_cancel(weights, biases, x, x0):
 def test_dense_layers_equal_the_paper_unit_by_unit():
     torch.manual_seed(0)
     net = nn.Sequential(
-        nn.Flatten(), nn.Linear(12, 7), nn.ReLU(), nn.Linear(7, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 1)
+        nn.Flatten(),
+        nn.Linear(12, 7),
+        nn.ReLU(),
+        nn.Linear(7, 6),
+        nn.ReLU(),
+        nn.Linear(6, 5),
+        nn.ReLU(),
+        nn.Linear(5, 1),
     ).double()
     layers = [module for module in net if isinstance(module, nn.Linear)]
     x, x0 = torch.randn(2, 3, 3, 2, 2, dtype=torch.float64)
@@ -298,7 +324,10 @@ def test_parts_pass_batch_norm_sums_and_views():
     """A unit that is relu(s (A x + B x) + c), written as one linear map and as several operations: the parts are the same."""
     torch.manual_seed(0)
     A, B = torch.randn(2, 6, 12, dtype=torch.float64)
-    A[0], B[0] = A[0].abs(), B[0].abs()  # several operations see the contributions of A and of B apart: let them agree in sign
+    A[0], B[0] = (
+        A[0].abs(),
+        B[0].abs(),
+    )  # several operations see the contributions of A and of B apart: let them agree in sign
     B = B.abs() * A.sign()
     s, c = torch.randn(2, 6, dtype=torch.float64)
 
@@ -321,13 +350,17 @@ def test_parts_pass_batch_norm_sums_and_views():
 def test_without_anything_to_cancel_it_is_rescale():
     """W >= 0 and delta x >= 0."""
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Conv2d(5, 4, 3), nn.Softplus(), nn.Flatten(), nn.Linear(64, 2)).double()
+    net = nn.Sequential(
+        nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Conv2d(5, 4, 3), nn.Softplus(), nn.Flatten(), nn.Linear(64, 2)
+    ).double()
     for name, parameter in net.named_parameters():
         if "weight" in name:
             parameter.data.abs_()
     x0 = torch.rand(2, 3, 8, 8, dtype=torch.float64) - 0.5
     x = x0 + torch.rand_like(x0)
-    torch.testing.assert_close(multipliers(net, x, x0, RevealCancel()), multipliers(net, x, x0, Rescale()), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        multipliers(net, x, x0, RevealCancel()), multipliers(net, x, x0, Rescale()), rtol=1e-9, atol=1e-12
+    )
 
 
 def test_networks_deeper_than_pythons_stack():
@@ -363,12 +396,16 @@ def test_pooling_adds_up_where_windows_share_a_winner():
     x, x0 = torch.zeros(2, 1, 1, 4, 4, dtype=torch.float64)
     x[..., 1, 1], x0[..., 2, 2] = 5.0, 2.0
     m = multipliers(Pool(), x, x0, Rescale())
-    assert m[0, 0, 1, 1] == pytest.approx(4 * (5 - 2) / 5) and m[0, 0].count_nonzero() == 1  # 0 -> 5, while the maxima go 2 -> 5
+    assert (
+        m[0, 0, 1, 1] == pytest.approx(4 * (5 - 2) / 5) and m[0, 0].count_nonzero() == 1
+    )  # 0 -> 5, while the maxima go 2 -> 5
     m = multipliers(Pool(), x0, x, Rescale())
     assert m[0, 0, 1, 1] == pytest.approx(4 * (5 - 2) / 5) and m[0, 0].count_nonzero() == 1
 
 
-@pytest.mark.parametrize("pool", [lambda x: F.max_pool2d(x, 3, 2, 1), lambda x: x.amax((1, 3)), lambda x: x.max(2).values])
+@pytest.mark.parametrize(
+    "pool", [lambda x: F.max_pool2d(x, 3, 2, 1), lambda x: x.amax((1, 3)), lambda x: x.max(2).values]
+)
 def test_multipliers_of_maxima_lie_between_0_and_their_number(pool):
     class Pool(nn.Module):
         def forward(self, x):
@@ -472,7 +509,9 @@ def test_one_baseline_for_all_images_may_be_recorded_alone(name):
     one = x0[:1]
     for rule in RULES:
         expected = multipliers(net, x, one.expand_as(x), rule)
-        torch.testing.assert_close(multipliers(net, x, one, rule), expected, rtol=1e-8, atol=1e-10 * expected.abs().max().item())
+        torch.testing.assert_close(
+            multipliers(net, x, one, rule), expected, rtol=1e-8, atol=1e-10 * expected.abs().max().item()
+        )
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------------------------
@@ -495,7 +534,10 @@ class Chosen(nn.Module):
         (lambda x: torch.where(x > 0.5, 2 * x, x - 1), "'where'.*neither the maximum nor the minimum"),
         (lambda x: x.sin() if x.mean() > 0.4 else x.cos(), "computes the image in other operations than the baseline"),
         (lambda x: x * float(x.max()), "another constant on the baseline"),
-        (lambda x: x[:, :, x.sum((0, 1, 3)).argsort()] * torch.arange(1, 4)[:, None], "another constant on the baseline"),
+        (
+            lambda x: x[:, :, x.sum((0, 1, 3)).argsort()] * torch.arange(1, 4)[:, None],
+            "another constant on the baseline",
+        ),
         (lambda x: torch.cumsum(x, 2), "'cumsum'.*not covered"),
     ],
 )
@@ -507,7 +549,9 @@ def test_what_cannot_be_compared_is_refused_by_name(function, sentence):
 
 
 def test_an_adaptive_solver_is_refused():
-    net = NeuralODE.from_resnet(six_block_resnet(width=6, blocks=2, num_classes=4), RungeKutta("dopri5", rtol=1e-5, atol=1e-5)).eval()
+    net = NeuralODE.from_resnet(
+        six_block_resnet(width=6, blocks=2, num_classes=4), RungeKutta("dopri5", rtol=1e-5, atol=1e-5)
+    ).eval()
     with pytest.raises(UserError, match="fixed steps"):
         multipliers(net, torch.rand(1, 3, 12, 12), torch.zeros(1, 3, 12, 12), Rescale())
 
@@ -542,7 +586,9 @@ def test_image_and_baseline_share_one_noise_path(kind, rule):
 def test_a_stochastic_network_is_complete_too():
     torch.manual_seed(2)
     net = NeuralSDE.from_resnet(
-        six_block_resnet(width=6, blocks=2, num_classes=4), EulerMaruyama(steps=2), diffusion=MultiplicativeDiffusion(0.3)
+        six_block_resnet(width=6, blocks=2, num_classes=4),
+        EulerMaruyama(steps=2),
+        diffusion=MultiplicativeDiffusion(0.3),
     )
     net = net.double().eval()
     x, x0 = 2 * torch.randn(2, 2, 3, 12, 12, dtype=torch.float64)

@@ -52,12 +52,16 @@ def test_smooth_rectifiers_are_guided_too(x):
 
 def test_guided_gradcam_is_captums_up_to_grad_cams_relu_and_the_way_of_upsampling(x):
     net = Net()
-    expected = GuidedGradCam(net, net.relu2).attribute(x.clone().requires_grad_(), target=TARGET, interpolate_mode="bilinear")
+    expected = GuidedGradCam(net, net.relu2).attribute(
+        x.clone().requires_grad_(), target=TARGET, interpolate_mode="bilinear"
+    )
     found = get("explainer/guided_gradcam", layer="relu2")(net, x, TARGET)
     torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("rectify", [F.relu, F.gelu, F.hardswish, torch.sigmoid, lambda x: x.softmax(1) * 3 + x * x.sin()])
+@pytest.mark.parametrize(
+    "rectify", [F.relu, F.gelu, F.hardswish, torch.sigmoid, lambda x: x.softmax(1) * 3 + x * x.sin()]
+)
 def test_full_grad_adds_up_to_the_logit(rectify, x):
     net = Net(rectify)
     with guard(net), torch.no_grad():

@@ -49,7 +49,12 @@ def alone(name: str, rectified: bool):
     layer = build().double().eval()
     for module in layer.modules():
         if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
-            module.running_mean.normal_(), module.running_var.uniform_(0.5, 2), module.weight.data.normal_(), module.bias.data.normal_()
+            (
+                module.running_mean.normal_(),
+                module.running_var.uniform_(0.5, 2),
+                module.weight.data.normal_(),
+                module.bias.data.normal_(),
+            )
     x = torch.randn(2, *shape, dtype=torch.double)
     with guard(Alone(layer, rectified)) as net:
         tape = record(net, x)
@@ -155,7 +160,9 @@ def test_z_box_is_its_equation_in_pixels(normalize):
     torch.testing.assert_close(found.flatten(), (q / q.sum(1, keepdim=True)).T @ R.flatten(), rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("rule", [ZPlus(bias="distribute"), Gamma(bias="distribute"), Epsilon(0.0, bias="distribute")], ids=repr)
+@pytest.mark.parametrize(
+    "rule", [ZPlus(bias="distribute"), Gamma(bias="distribute"), Epsilon(0.0, bias="distribute")], ids=repr
+)
 def test_a_distributed_bias_loses_nothing(rule):
     operation, walk, R, _, _ = alone("convolution", True)
     (found,) = rule.propagate(operation, (R,), walk)
@@ -224,7 +231,9 @@ def pairs():
     quiet = {"zero_params": "bias", "stabilizer": lambda z: torch.where(z == 0, 1.0, z)}
 
     def layer(rule, pool=rules.Norm(stabilizer=quiet["stabilizer"])):  # noqa: B008
-        return composites.LayerMapComposite([(types.Activation, rules.Pass()), (types.AvgPool, pool), (types.Linear, rule)])
+        return composites.LayerMapComposite(
+            [(types.Activation, rules.Pass()), (types.AvgPool, pool), (types.Linear, rule)]
+        )
 
     return {
         "dtd_z_plus": layer(rules.ZPlus(**quiet)),
@@ -240,7 +249,9 @@ def pairs():
 def test_maps_are_zennits_where_zennit_is_right(name, x, composite):
     theirs = pairs()[name]
     net = Vgg()
-    if name == "lrp_gamma":  # theirs looks at the sign with the bias, which it then drops; we at that of what the inputs contribute
+    if (
+        name == "lrp_gamma"
+    ):  # theirs looks at the sign with the bias, which it then drops; we at that of what the inputs contribute
         for module in net.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.zeros_(module.bias)
@@ -255,8 +266,12 @@ class Biased(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.stem = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.BatchNorm2d(6), nn.MaxPool2d(2))
-        self.block = nn.Sequential(nn.Conv2d(6, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6))
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.BatchNorm2d(6), nn.MaxPool2d(2)
+        )
+        self.block = nn.Sequential(
+            nn.Conv2d(6, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6)
+        )
         self.head = nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 4))
         unsettle(self)
         self.double().eval()
@@ -271,7 +286,11 @@ def unsettle(net: nn.Module) -> None:
     """BatchNorm that does something, and biases that are not zero."""
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.2), module.running_var.uniform_(0.5, 2), module.weight.data.uniform_(0.5, 1.5)
+            (
+                module.running_mean.normal_(0, 0.2),
+                module.running_var.uniform_(0.5, 2),
+                module.weight.data.uniform_(0.5, 1.5),
+            )
         if getattr(module, "bias", None) is not None:
             module.bias.data.normal_(0, 0.2)
 
@@ -309,14 +328,22 @@ def test_residual_networks_are_zennits_on_its_canonized_form(name, x):
     drop = name != "epsilon plus, biases in z"
     z_plus = rules.ZPlus(stabilizer=quiet, **({"zero_params": "bias"} if drop else {}))
     dense = z_plus if name == "z+" else rules.Epsilon(1e-6)
-    layers = [(types.Activation, rules.Pass()), (Sum, rules.Norm(stabilizer=quiet)), (types.AvgPool, rules.Norm(stabilizer=quiet))]
+    layers = [
+        (types.Activation, rules.Pass()),
+        (Sum, rules.Norm(stabilizer=quiet)),
+        (types.AvgPool, rules.Norm(stabilizer=quiet)),
+    ]
     theirs = composites.LayerMapComposite(
         [*layers, (types.Convolution, z_plus), (types.Linear, dense)], canonizers=[canonizers.ResNetCanonizer()]
     )
     net, x = small_resnet(), torch.nn.functional.interpolate(x, scale_factor=4)
     expected = zennits(theirs, copy.deepcopy(net), x.clone().requires_grad_(), TARGET)
     ours = ZPlus(bias="drop" if drop else "absorb")
-    linear = [Assignment(ours, op="convolution"), Assignment(ZPlus(), kind="average"), Assignment(ours if name == "z+" else Epsilon(1e-6))]
+    linear = [
+        Assignment(ours, op="convolution"),
+        Assignment(ZPlus(), kind="average"),
+        Assignment(ours if name == "z+" else Epsilon(1e-6)),
+    ]
     found = Relevance(lrp(linear, residual="signed"))(net, x, TARGET)
     assert (found - expected).abs().max() <= 1e-10 * expected.abs().max()
 
@@ -379,7 +406,9 @@ class Transformer(nn.Module):
         self.patches, self.head = nn.Conv2d(3, 16, 4, 4), nn.Sequential(nn.LayerNorm(16), nn.Linear(16, 4))
         self.norms = nn.ModuleList(nn.LayerNorm(16) for _ in range(2 * depth))
         self.attentions = nn.ModuleList(nn.MultiheadAttention(16, 2, batch_first=True) for _ in range(depth))
-        self.denses = nn.ModuleList(nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16)) for _ in range(depth))
+        self.denses = nn.ModuleList(
+            nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16)) for _ in range(depth)
+        )
         self.double().eval()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -403,7 +432,9 @@ def test_the_combination_does_not_explode_where_sums_are_not_rectified(composite
 
     linear = [assignment for assignment in ours.assignments if isinstance(assignment.rule, LinearRule)]
     assert growth(ours).max() < 20
-    assert growth(lrp(linear)).min() > 1000  # the same rules for linear maps with positive splits, and normalization that passes
+    assert (
+        growth(lrp(linear)).min() > 1000
+    )  # the same rules for linear maps with positive splits, and normalization that passes
 
 
 def test_how_pixels_are_normalized_does_not_matter_to_the_combination(x, composite):
@@ -417,7 +448,9 @@ def test_how_pixels_are_normalized_does_not_matter_to_the_combination(x, composi
         def forward(self, x: Tensor) -> Tensor:
             return self.net(x / 0.2 + (-0.4 / 0.2) if self.added else (x - 0.4) / 0.2)
 
-    subtracted, added = (Relevance(composite("lrp_combination"))(Normalized(Vgg(), added), x, TARGET) for added in (False, True))
+    subtracted, added = (
+        Relevance(composite("lrp_combination"))(Normalized(Vgg(), added), x, TARGET) for added in (False, True)
+    )
     torch.testing.assert_close(added, subtracted, rtol=1e-7, atol=1e-12)
 
 

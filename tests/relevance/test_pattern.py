@@ -92,7 +92,10 @@ def test_the_pattern_is_the_signal_and_not_what_cancels_the_distractor():
     g = torch.Generator().manual_seed(3)
     s = 1 + torch.rand(4000, 1, dtype=torch.float64, generator=g)
     n = torch.randn(4000, 1, dtype=torch.float64, generator=g)
-    signal, distractor = torch.tensor([[1.0, 0.0]], dtype=torch.float64), torch.tensor([[1.0, 1.0]], dtype=torch.float64)
+    signal, distractor = (
+        torch.tensor([[1.0, 0.0]], dtype=torch.float64),
+        torch.tensor([[1.0, 1.0]], dtype=torch.float64),
+    )
 
     class Reader(nn.Module):
         def __init__(self):
@@ -114,7 +117,9 @@ def test_it_is_the_chain_rule_with_patterns_for_weights(net, x, method):
     fitted = method().fit(net, in_batches(x))
     stem, body, head = (pattern.float() for pattern in fitted.patterns)
     if method is PatternAttribution:
-        stem, body, head = (a * o.map.weight for a, o in zip((stem, body, head), linear_operations(record(net, x)), strict=True))
+        stem, body, head = (
+            a * o.map.weight for a, o in zip((stem, body, head), linear_operations(record(net, x)), strict=True)
+        )
     target = torch.tensor([0, 3, 1])
     with torch.no_grad():
         first = net.stem(x[:3])
@@ -138,4 +143,6 @@ def test_what_cannot_be_explained_is_refused(net, x, name):
     with pytest.raises(UserError, match="another network"):
         fitted(other, x[:2], 0)
     with pytest.raises(UserError, match="convolutions and dense"):
-        PatternNet().fit(nn.Sequential(nn.ConvTranspose2d(3, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), in_batches(x))
+        PatternNet().fit(
+            nn.Sequential(nn.ConvTranspose2d(3, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), in_batches(x)
+        )

@@ -178,7 +178,9 @@ def test_absolute_influence_is_what_the_authors_compute_in_two_steps():
     target = (0, 3, 1)
     q = x.flatten(1) * net[1].weight[list(target)]
     f = net(x).gather(1, torch.tensor(target)[:, None])
-    R = q * f / q.sum(1, keepdim=True)  # x_i a_ij and the bias's part, positive and negative contributions each by their share of z
+    R = (
+        q * f / q.sum(1, keepdim=True)
+    )  # x_i a_ij and the bias's part, positive and negative contributions each by their share of z
     expected = R.abs() * R.sum(1, keepdim=True) / R.abs().sum(1, keepdim=True)
     found, _, _ = walk_back(net, x, rap())
     assert torch.allclose(found.flatten(1), expected, rtol=1e-10)
@@ -222,7 +224,9 @@ def test_the_box_of_an_image_is_its_own(x):
 # --- networks ------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("composite", [rap(), rap("against", "same", "pixels"), rap(residual="signed"), rap(seed="contrastive")])
+@pytest.mark.parametrize(
+    "composite", [rap(), rap("against", "same", "pixels"), rap(residual="signed"), rap(seed="contrastive")]
+)
 def test_relevance_is_conserved(net, x, composite):
     R, start, _ = walk_back(net, x, composite)
     assert torch.isfinite(R).all() and R.abs().max() > 0

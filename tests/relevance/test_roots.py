@@ -18,7 +18,16 @@ from explainode.relevance.composites import lrp
 from explainode.relevance.operations import Linear
 from explainode.relevance.rule import ratio
 from explainode.relevance.rules.lrp import ZBox, ZPlus
-from explainode.relevance.rules.roots import EM, Inference, RootInference, Unit, dtd_em, measure, positive_parts, root_inference
+from explainode.relevance.rules.roots import (
+    EM,
+    Inference,
+    RootInference,
+    Unit,
+    dtd_em,
+    measure,
+    positive_parts,
+    root_inference,
+)
 from explainode.relevance.tape import record
 from explainode.relevance.walk import Walk, seed
 
@@ -247,7 +256,10 @@ def test_backtracking_keeps_the_gradient_near():
     free, free_signal = difference(Inference(steps=5, gradient_constrain="none", box=False))
     kept, kept_signal = difference(Inference(steps=5, gradient_constrain="backtrack", box=False))
     assert (free > 0.5).any() and (kept <= 0.5 + 0.25).all() and kept.mean() < free.mean()
-    assert (measure(unit, kept_signal, walk)["root_gradient_mse"] <= measure(unit, free_signal, walk)["root_gradient_mse"] + 1e-12).all()
+    assert (
+        measure(unit, kept_signal, walk)["root_gradient_mse"]
+        <= measure(unit, free_signal, walk)["root_gradient_mse"] + 1e-12
+    ).all()
 
 
 def test_with_the_constraint_x_is_self_defeating():
@@ -273,7 +285,9 @@ def test_the_second_order_is_taylors_of_a_gelu_unit():
     assert torch.allclose(unit.slope(z), slope) and torch.allclose(unit.curvature(z), curvature)
     first, second = (RootInference(second_order=on).weight(unit, z) for on in (False, True))
     expected = ((z * slope - z**2 * curvature / 2) / F.gelu(z)).clamp(min=0)
-    assert torch.allclose(second[z > 0], expected[z > 0]) and torch.allclose(first[z > 0], (z * slope / F.gelu(z))[z > 0])
+    assert torch.allclose(second[z > 0], expected[z > 0]) and torch.allclose(
+        first[z > 0], (z * slope / F.gelu(z))[z > 0]
+    )
     assert (second[z <= 0] == 1).all()
     near = torch.tensor([[0.05]], dtype=torch.float64)
     errors = [(RootInference(second_order=on).weight(unit, near) - 1).abs().item() for on in (False, True)]
@@ -301,10 +315,14 @@ def test_equation_17_as_printed_is_gradient_times_signal():
 @pytest.mark.parametrize("entry", ["root_inference", "root_inference_literal", "dtd_em"])
 def test_an_image_alone_is_an_image_among_others(net, x, entry):
     composite = get(f"composite/{entry}")
-    batch, _, walk = walk_back(net, x * torch.tensor([1.0, 0.2, 3.0], dtype=torch.float64)[:, None, None, None], composite)
+    batch, _, walk = walk_back(
+        net, x * torch.tensor([1.0, 0.2, 3.0], dtype=torch.float64)[:, None, None, None], composite
+    )
     for i, scale in enumerate((1.0, 0.2)):
         alone, _, own = walk_back(net, scale * x[i : i + 1], composite, target=[(0, 3, 1)[i]])
-        rounding = 1e-5 if entry == "root_inference_literal" else 1e-9  # without a box differences grow from layer to layer
+        rounding = (
+            1e-5 if entry == "root_inference_literal" else 1e-9
+        )  # without a box differences grow from layer to layer
         assert (alone - batch[i]).abs().max() <= rounding * batch[i].abs().max()
         assert all(torch.allclose(number, walk.means()[name][i : i + 1]) for name, number in own.means().items())
 
@@ -326,7 +344,13 @@ def test_what_it_measures_of_a_unit():
 
 
 def em(steps):
-    return lrp([Assignment(ZBox(), kind="linear", position="first"), Assignment(EM(steps)), Assignment(ZPlus(), kind="average")])
+    return lrp(
+        [
+            Assignment(ZBox(), kind="linear", position="first"),
+            Assignment(EM(steps)),
+            Assignment(ZPlus(), kind="average"),
+        ]
+    )
 
 
 def test_one_step_is_the_z_plus_rule(net, x):
@@ -379,7 +403,9 @@ def test_signals_and_roots_of_layers(x):
             explainer.decompose(network, x, torch.tensor([0, 3, 1]), ["body.1"])
     numbers = explain(explainer, net, x, torch.tensor([0, 3, 1])).diagnostics
     assert set(numbers) >= {"root_residual", "root_output", "root_gradient_mse"}
-    assert all(number.shape == (3,) and (number >= 0).all() for name, number in numbers.items() if name.startswith("root"))
+    assert all(
+        number.shape == (3,) and (number >= 0).all() for name, number in numbers.items() if name.startswith("root")
+    )
 
 
 @pytest.mark.parametrize(

@@ -191,7 +191,8 @@ def test_scalars_arrive_at_their_image(tape):
 
 
 @pytest.mark.parametrize(
-    ("middle", "leading"), [(heads, True), (roll_tokens, True), (batch_first, False), (sequence_first, False), (roll, False)]
+    ("middle", "leading"),
+    [(heads, True), (roll_tokens, True), (batch_first, False), (sequence_first, False), (roll, False)],
 )
 def test_the_cheap_way_is_taken_where_the_batch_leads(middle, leading):
     """Torch's attention layer puts the sequence first inside, whatever it is given."""

@@ -240,7 +240,17 @@ class Unshared(Shared):
         return self.head(torch.nn.AdaptiveAvgPool2d(1)(x).flatten(1))
 
 
-RULES = ["lrp_0", "lrp_epsilon", "lrp_gamma", "dtd_z_plus", "dtd_z_box", "dtd_w2", "lrp_alpha2_beta1", "guided_backprop", "deconvnet"]
+RULES = [
+    "lrp_0",
+    "lrp_epsilon",
+    "lrp_gamma",
+    "dtd_z_plus",
+    "dtd_z_box",
+    "dtd_w2",
+    "lrp_alpha2_beta1",
+    "guided_backprop",
+    "deconvnet",
+]
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -285,12 +295,16 @@ class Unrolled(Loop):
         return self.head(x.mean((2, 3)))
 
 
-@pytest.mark.parametrize("name", ["lrp_gamma", "dtd_z_plus", "dtd_z_box", "dtd_w2", "lrp_flat", "guided_backprop", "lrp_epsilon"])
+@pytest.mark.parametrize(
+    "name", ["lrp_gamma", "dtd_z_plus", "dtd_z_box", "dtd_w2", "lrp_flat", "guided_backprop", "lrp_epsilon"]
+)
 def test_a_solver_loop_and_its_unrolled_copy_have_the_same_map(name, x, composite):
     explainer = Relevance(composite(name))
     expected = explainer(Unrolled(), x, TARGET)
     # the solver scales its stages in another order of multiplications: rounding is all that may differ
-    torch.testing.assert_close(explainer(Loop(), x, TARGET), expected, rtol=1e-11, atol=1e-13 * expected.abs().max().item())
+    torch.testing.assert_close(
+        explainer(Loop(), x, TARGET), expected, rtol=1e-11, atol=1e-13 * expected.abs().max().item()
+    )
 
 
 def test_noise_is_a_constant(x, composite):
@@ -433,7 +447,8 @@ def test_layers_hold_the_relevance_between(x, composite):
 
 
 @pytest.mark.parametrize(
-    "solver", ["euler", "heun2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("rk4", "dopri5", "torchdiffeq"))]
+    "solver",
+    ["euler", "heun2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("rk4", "dopri5", "torchdiffeq"))],
 )
 def test_neural_odes_conserve_under_every_kind_of_solver(solver, walked, composite):
     import explainode
@@ -441,7 +456,11 @@ def test_neural_odes_conserve_under_every_kind_of_solver(solver, walked, composi
 
     torch.manual_seed(0)
     settings = {"rtol": 1e-1, "atol": 1e-1} if solver in ("dopri5", "torchdiffeq") else {"steps": 2}
-    net = NeuralODE.from_resnet(six_block_resnet(width=8, blocks=2), explainode.get(f"solver/{solver}", **settings)).double().eval()
+    net = (
+        NeuralODE.from_resnet(six_block_resnet(width=8, blocks=2), explainode.get(f"solver/{solver}", **settings))
+        .double()
+        .eval()
+    )
     x = torch.rand(2, 3, 16, 16, dtype=torch.double)
     target = torch.tensor([1, 4])
     R, way = walked(net, x, target, composite("dtd_z_plus"))

@@ -64,21 +64,41 @@ def make_results() -> Callable[..., Results]:
                 right = (rng.random(n) < 0.9 + 0.02 * epoch).astype(float)
                 results.per_image[model, "", "accuracy"] = dict(enumerate(right.tolist()))
                 low, high = bootstrap_interval(right, resamples=200)
-                results.rows.append(Row(epoch, "val", model, "", "accuracy", right.mean(), low, high, n, 0, 0.0, True, "accuracy[top1]"))
+                results.rows.append(
+                    Row(epoch, "val", model, "", "accuracy", right.mean(), low, high, n, 0, 0.0, True, "accuracy[top1]")
+                )
                 for j, explainer in enumerate(explainers):
                     poor = 0.15 if explainer.startswith(("random", "centre")) else 0.02 * j
                     for metric, direction in DIRECTIONS.items():
-                        base = {"deletion": 0.3 + poor, "insertion": 0.6 - poor, "max_sensitivity": 0.7 - 0.12 * i}.get(metric, 0.4)
+                        base = {"deletion": 0.3 + poor, "insertion": 0.6 - poor, "max_sensitivity": 0.7 - 0.12 * i}.get(
+                            metric, 0.4
+                        )
                         values = base - 0.02 * epoch + hard + rng.normal(0, 0.03, n)
                         low, high = bootstrap_interval(values, resamples=200)
                         results.per_image[model, explainer, metric] = dict(enumerate(values.tolist()))
                         protocol = f"{metric}[blur11,s101,p(y),stable]#0a1b2c3d noise=off seed=0"
-                        row = Row(epoch, "val", model, explainer, metric, values.mean(), low, high, n, 0, 1.5, direction, protocol)
+                        row = Row(
+                            epoch,
+                            "val",
+                            model,
+                            explainer,
+                            metric,
+                            values.mean(),
+                            low,
+                            high,
+                            n,
+                            0,
+                            1.5,
+                            direction,
+                            protocol,
+                        )
                         results.rows.append(row)
                     for metric in ("deletion", "insertion"):
                         mean = np.exp(-x * (4 - 8 * poor)) if metric == "deletion" else 1 - np.exp(-x * (4 - 8 * poor))
                         mean = mean * (0.95 - 0.03 * i)
-                        results.curves[model, explainer, metric] = Curve(x, mean, mean - 0.03, mean + 0.03, "pixels removed", "probability")
+                        results.curves[model, explainer, metric] = Curve(
+                            x, mean, mean - 0.03, mean + 0.03, "pixels removed", "probability"
+                        )
                     attribution = _attribution(rng, explainer, inside)
                     if epoch == epochs - 1:
                         target = np.where(rng.random(images) < 0.85, label, (label + 1) % 4)

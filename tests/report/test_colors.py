@@ -116,7 +116,8 @@ def test_auto_chooses_by_sign(noise: np.ndarray) -> None:
 def test_paper002_crops_below_the_mean(noise: np.ndarray) -> None:
     drawn = heatmap_to_rgb(noise, "paper002")
     np.testing.assert_array_equal(
-        drawn[noise < noise.mean() - 1e-3], np.broadcast_to(lookup_table("turbo")[0], drawn[noise < noise.mean() - 1e-3].shape)
+        drawn[noise < noise.mean() - 1e-3],
+        np.broadcast_to(lookup_table("turbo")[0], drawn[noise < noise.mean() - 1e-3].shape),
     )
     np.testing.assert_array_equal(drawn[np.unravel_index(noise.argmax(), noise.shape)], lookup_table("turbo")[255])
 
@@ -182,7 +183,8 @@ def test_webp_reduces_large_pictures_and_keeps_lossless_ones(noise: np.ndarray) 
 
 
 @pytest.mark.parametrize(
-    ("call", "match"), [(lambda: Colors("rainbow"), "no color preset"), (lambda: lookup_table("viridsi"), "nearest are .*viridis")]
+    ("call", "match"),
+    [(lambda: Colors("rainbow"), "no color preset"), (lambda: lookup_table("viridsi"), "nearest are .*viridis")],
 )
 def test_unknown_names_are_refused(call: object, match: str) -> None:
     with pytest.raises(UserError, match=match):

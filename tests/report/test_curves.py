@@ -36,7 +36,11 @@ def test_two_models_get_a_plot_per_explainer_with_the_control_beneath(make_resul
     ):
         assert name in texts
     assert "centre_prior" not in texts
-    lines = [node for node in ElementTree.fromstring(svg).iter() if re.fullmatch(r"curve-deletion-line2d_\d+", node.get("id", ""))]
+    lines = [
+        node
+        for node in ElementTree.fromstring(svg).iter()
+        if re.fullmatch(r"curve-deletion-line2d_\d+", node.get("id", ""))
+    ]
     assert len(lines) >= 16, "four plots with two models and two controls each"
 
 
@@ -52,16 +56,22 @@ def test_the_curve_itself_is_drawn(make_results: Build) -> None:
     svg = curve_figure(results.curves, "deletion")
     curve = results.curves["resnet", "ig", "deletion"]
     paths = [
-        node.get("d", "") for node in ElementTree.fromstring(svg).iter() if node.tag == "path" and "--series-1" in node.get("style", "")
+        node.get("d", "")
+        for node in ElementTree.fromstring(svg).iter()
+        if node.tag == "path" and "--series-1" in node.get("style", "")
     ]
     drawn = [np.array(re.findall(r"[ML] ([\d.]+) ([\d.]+)", path), float) for path in paths]
     line = next(
-        points for points in drawn if len(points) > 10 and not np.allclose(points[0], points[-1]) and (np.diff(points[:, 0]) > 0).all()
+        points
+        for points in drawn
+        if len(points) > 10 and not np.allclose(points[0], points[-1]) and (np.diff(points[:, 0]) > 0).all()
     )
     x = (line[:, 0] - line[0, 0]) / (line[-1, 0] - line[0, 0])
     y = np.interp(x, curve.x, curve.mean)
     slope, offset = np.polyfit(line[:, 1], y, 1)
-    np.testing.assert_allclose(slope * line[:, 1] + offset, y, atol=2e-3)  # matplotlib simplifies a path by up to 1/9 pixel
+    np.testing.assert_allclose(
+        slope * line[:, 1] + offset, y, atol=2e-3
+    )  # matplotlib simplifies a path by up to 1/9 pixel
     assert slope < 0, "SVG's y runs downward"
 
 
@@ -98,7 +108,9 @@ def test_trend_needs_two_epochs_of_one_split(make_results: Build) -> None:
     results.rows += [replace(row, epoch=1, split="test") for row in results.rows]
     assert trend_figure(results) == "", "a line between different splits would compare different images"
     texts = _texts(trend_figure(make_results(images=1, side=16, n=6, epochs=3)))
-    assert {"accuracy ↑", "saliency · deletion ↓", "gradcam · max_sensitivity ↓", "epoch", "resnet", "sde"} <= set(texts)
+    assert {"accuracy ↑", "saliency · deletion ↓", "gradcam · max_sensitivity ↓", "epoch", "resnet", "sde"} <= set(
+        texts
+    )
     assert not any("random_map" in text for text in texts)
 
 
@@ -117,18 +129,30 @@ def test_long_names_of_models_stay_within_the_figure(make_results: Build) -> Non
     tall, low = (
         ElementTree.fromstring(
             curve_figure(
-                make_results(images=1, side=16, n=6, epochs=1, models=of, explainers=("saliency", "gradcam", "random_map")).curves,
+                make_results(
+                    images=1, side=16, n=6, epochs=1, models=of, explainers=("saliency", "gradcam", "random_map")
+                ).curves,
                 "deletion",
             )
         )
         for of in (models, ("a", "b"))
     )
-    assert _box(tall)[0] == _box(low)[0] and _box(tall)[1] > _box(low)[1] + 72, "a row for each name, below axes of the same size"
+    assert _box(tall)[0] == _box(low)[0] and _box(tall)[1] > _box(low)[1] + 72, (
+        "a row for each name, below axes of the same size"
+    )
     legend = [node for node in tall.iter() if node.get("id", "").endswith("legend_1")]
     assert len(legend) == 1
-    lines = [[float(x) for x in re.findall(r"[ML] ([-\d.]+) ", node.get("d", ""))] for node in legend[0].iter() if node.tag == "path"]
+    lines = [
+        [float(x) for x in re.findall(r"[ML] ([-\d.]+) ", node.get("d", ""))]
+        for node in legend[0].iter()
+        if node.tag == "path"
+    ]
     starts = [min(line) for line in lines if line]
-    assert len(starts) >= 8 and min(starts) > 0 and max(starts) + 4.5 * len(f"{models[1]}, random_map (control)") < _box(tall)[0]
+    assert (
+        len(starts) >= 8
+        and min(starts) > 0
+        and max(starts) + 4.5 * len(f"{models[1]}, random_map (control)") < _box(tall)[0]
+    )
 
 
 def _box(svg: ElementTree.Element) -> tuple[float, float]:

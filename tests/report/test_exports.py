@@ -71,7 +71,12 @@ def test_latex_is_balanced_and_its_mathematics_can_be_set(results: Results) -> N
 def test_latex_compiles(results: Results, tmp_path: Path) -> None:
     body = f"\\documentclass{{article}}\\usepackage{{booktabs}}\\begin{{document}}\n{results_to_latex(results)}\\end{{document}}\n"
     (tmp_path / "t.tex").write_text(body)
-    subprocess.run(["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"], cwd=tmp_path, check=True, capture_output=True)
+    subprocess.run(
+        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+    )
 
 
 def test_every_number_stands_in_its_place(results: Results) -> None:
@@ -84,7 +89,11 @@ def test_every_number_stands_in_its_place(results: Results) -> None:
             value, half = re.findall(r"[\d.]+", line.split("&")[1])
             assert float(value) == pytest.approx(row.value, abs=5.1e-4)
             assert float(half) == pytest.approx((row.high - row.low) / 2, abs=5.1e-4)
-            real = [r.value for key, r in final_rows(results).items() if key[0] == model and key[2] == metric and key[1] in REAL]
+            real = [
+                r.value
+                for key, r in final_rows(results).items()
+                if key[0] == model and key[2] == metric and key[1] in REAL
+            ]
             assert (r"\mathbf" in line.split("&")[1]) == (explainer in REAL and row.value == min(real))
     assert r"deletion $\downarrow$" in text and r"insertion $\uparrow$" in text
     assert "$n$ & 24 & 24 & 24 \\\\" in text
@@ -105,7 +114,8 @@ def test_names_are_escaped(results: Results) -> None:
     text = results_to_latex(nasty, NASTY)
     assert balanced(without_comments(text))
     assert (
-        r"a\_b 50\% \{x\} \textbackslash{}foo \#1 \$y\$ \textasciitilde{}\textasciicircum{} \textless{}\&\textgreater{}\textbar{}" in text
+        r"a\_b 50\% \{x\} \textbackslash{}foo \#1 \$y\$ \textasciitilde{}\textasciicircum{} \textless{}\&\textgreater{}\textbar{}"
+        in text
     )
     assert all(re.fullmatch(r"[\w.:-]+", label) for label in re.findall(r"\\label\{(.*?)\}", text))
 
@@ -151,7 +161,9 @@ def test_diagrams_are_files_of_their_own(results: Results, tmp_path: Path) -> No
     folder = RunDirectory(tmp_path)
     written = [path for path in write_exports(folder, final(results)) if path.suffix == ".svg"]
     assert {path.name for path in written} == {
-        f"ranks_{model}_{metric}.svg" for model in ("resnet", "sde") for metric in ("deletion", "insertion", "max_sensitivity")
+        f"ranks_{model}_{metric}.svg"
+        for model in ("resnet", "sde")
+        for metric in ("deletion", "insertion", "max_sensitivity")
     }
     for path in written:
         root = ElementTree.parse(path).getroot()
@@ -163,7 +175,9 @@ def test_parquet_holds_the_values_per_image(results: Results, tmp_path: Path) ->
     parquet = pytest.importorskip("pyarrow.parquet")
     folder = RunDirectory(tmp_path / "0.1")
     folder.write_config({})
-    named = Results([replace(r, model="0.1") for r in results.rows], {("0.1", *k[1:]): v for k, v in results.per_image.items()})
+    named = Results(
+        [replace(r, model="0.1") for r in results.rows], {("0.1", *k[1:]): v for k, v in results.per_image.items()}
+    )
     folder.write_results(named)
     with open(folder.path / "per_image.csv", "a") as file:
         file.write("1,val,0.1,ig,del")  # a killed process
@@ -172,6 +186,8 @@ def test_parquet_holds_the_values_per_image(results: Results, tmp_path: Path) ->
     assert len(table) == sum(len(v) for v in named.per_image.values())
     for line in table:
         assert named.per_image[line["model"], line["explainer"], line["metric"]][line["sample_id"]] == line["value"]
-    (folder.path / "per_image.csv").write_text("epoch,split,model,explainer,metric,sample_id,value\n1,val,m,ig,deletion,none,0.1\n")
+    (folder.path / "per_image.csv").write_text(
+        "epoch,split,model,explainer,metric,sample_id,value\n1,val,m,ig,deletion,none,0.1\n"
+    )
     with pytest.raises(UserError, match=r"per_image\.csv is damaged"):
         write_exports(folder, named)

@@ -22,7 +22,9 @@ def test_a_failed_replacement_keeps_the_old_file(tmp_path: Path, monkeypatch: py
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, failing, fail)
-    with pytest.raises(UserError, match=r"cannot write .*metrics.csv: no space left on device; free some space or name another folder"):
+    with pytest.raises(
+        UserError, match=r"cannot write .*metrics.csv: no space left on device; free some space or name another folder"
+    ):
         replace_file(path, b"new")
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["metrics.csv"]

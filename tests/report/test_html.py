@@ -90,7 +90,19 @@ def test_it_is_in_the_order_of_reading(page: Page) -> None:
     )
     assert len(headings) == 1, "the links at the top"
     sections = [a["id"] for a in page.all("section") if a.get("id")]
-    named = ["verdict", "warnings", "numbers", "ranks", "prior", "agreement", "front", "curves", "pictures", "trend", "run"]
+    named = [
+        "verdict",
+        "warnings",
+        "numbers",
+        "ranks",
+        "prior",
+        "agreement",
+        "front",
+        "curves",
+        "pictures",
+        "trend",
+        "run",
+    ]
     assert sections == named
     assert {a["href"] for a in page.all("a")} >= {f"#{name}" for name in sections}
     assert "sde: better max_sensitivity than resnet" in page.text
@@ -100,7 +112,18 @@ def test_it_is_in_the_order_of_reading(page: Page) -> None:
 
 def test_it_loads_nothing(page: Page) -> None:
     for name, attributes in page.elements:
-        assert name not in {"script", "link", "iframe", "object", "embed", "base", "form", "audio", "video", "foreignobject"}
+        assert name not in {
+            "script",
+            "link",
+            "iframe",
+            "object",
+            "embed",
+            "base",
+            "form",
+            "audio",
+            "video",
+            "foreignobject",
+        }
         for key, value in attributes.items():
             assert not key.startswith("on"), f"{key} on {name}"
             if key in {"src", "href"}:
@@ -170,7 +193,9 @@ def test_the_best_is_bold_and_underlined_and_controls_are_set_apart(page: Page, 
 @pytest.mark.slow
 def test_two_hundred_maps_fit_into_three_megabytes(make_results: Build) -> None:
     """The hardest case: 224-pixel maps of noise, which no picture format packs well."""
-    text = render({"name": "large"}, {}, make_results(images=16, side=224, n=32, epochs=2, models=("a", "b", "c")), [], "large")
+    text = render(
+        {"name": "large"}, {}, make_results(images=16, side=224, n=32, epochs=2, models=("a", "b", "c")), [], "large"
+    )
     assert len(text.encode()) < 3 * 2**20
     assert len([a for a in Page(text).all("img") if " of " in (a["alt"] or "")]) >= 200
 
@@ -190,7 +215,15 @@ def test_runs_without_maps_curves_or_results_have_reports(tmp_path: Path, make_r
     results = make_results(images=1, side=16, n=8, epochs=1, models=("resnet",))
     results.maps, results.curves = [], {}
     page = Page(render({"name": None}, {}, results, [], "bare"))
-    assert [a["id"] for a in page.all("section") if a.get("id")] == ["verdict", "warnings", "numbers", "ranks", "prior", "agreement", "run"]
+    assert [a["id"] for a in page.all("section") if a.get("id")] == [
+        "verdict",
+        "warnings",
+        "numbers",
+        "ranks",
+        "prior",
+        "agreement",
+        "run",
+    ]
 
 
 def test_maps_that_do_not_belong_together_are_a_warning(make_results: Build) -> None:
@@ -215,7 +248,10 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_markup_escapes_all_but_itself() -> None:
-    assert tag("td", "<b>", Markup("<i>"), title='"&', hidden=True, colspan=None) == '<td title="&quot;&amp;" hidden>&lt;b&gt;<i></td>'
+    assert (
+        tag("td", "<b>", Markup("<i>"), title='"&', hidden=True, colspan=None)
+        == '<td title="&quot;&amp;" hidden>&lt;b&gt;<i></td>'
+    )
     assert join("a<", ["b>", None, Markup("<br>")]) == "a&lt;b&gt;<br>"
     assert tag("img", alt="") == '<img alt="">'
 
@@ -223,7 +259,9 @@ def test_markup_escapes_all_but_itself() -> None:
 def test_numbers_of_the_network_itself_are_in_the_table(make_results: Build, tmp_path: Path) -> None:
     results = make_results(images=2, side=16, n=24, epochs=1)
     like = next(row for row in results.rows if row.metric == "accuracy")
-    results.rows.append(replace(like, metric="kappa", value=0.1234, low=0.11, high=0.13, higher_is_better=False, protocol="gap"))
+    results.rows.append(
+        replace(like, metric="kappa", value=0.1234, low=0.11, high=0.13, higher_is_better=False, protocol="gap")
+    )
     folder = RunDirectory(tmp_path)
     folder.write_config({})
     folder.write_results(results)
@@ -234,7 +272,11 @@ def test_numbers_of_the_network_itself_are_in_the_table(make_results: Build, tmp
 def test_many_explainers_stand_in_bands_below_each_other(make_results: Build) -> None:
     explainers = tuple(f"method_{k}" for k in range(16))
     text = render(
-        {"name": "bands"}, {}, make_results(images=1, side=16, n=8, epochs=1, models=("net",), explainers=explainers), [], "bands"
+        {"name": "bands"},
+        {},
+        make_results(images=1, side=16, n=8, epochs=1, models=("net",), explainers=explainers),
+        [],
+        "bands",
     )
     card = text[text.index("<article") : text.index("</article>")]
     bands = [len(re.findall('scope="col"', band)) for band in card.split("<tbody>")[1:]]
@@ -244,7 +286,9 @@ def test_many_explainers_stand_in_bands_below_each_other(make_results: Build) ->
 
 def test_a_large_table_is_folded_not_cut(make_results: Build) -> None:
     """Fourteen explainers by many metrics: the first ones stand open, the others in a fold, none is missing."""
-    results = make_results(images=1, side=16, n=8, epochs=1, models=("a", "b", "c"), explainers=tuple(f"method_{k}" for k in range(14)))
+    results = make_results(
+        images=1, side=16, n=8, epochs=1, models=("a", "b", "c"), explainers=tuple(f"method_{k}" for k in range(14))
+    )
     results.maps, results.curves = [], {}
     like = [row for row in results.rows if row.metric == "deletion"]
     results.rows += [replace(row, metric=f"extra_{k}") for row in like for k in range(6)]

@@ -19,7 +19,10 @@ Build = Callable[..., Results]
 
 
 def _reorder(maps: Maps, rows: list[int]) -> Maps:
-    picked = {name: getattr(maps, name)[rows] for name in ("image", "attribution", "sample_id", "label", "target", "probability", "mask")}
+    picked = {
+        name: getattr(maps, name)[rows]
+        for name in ("image", "attribution", "sample_id", "label", "target", "probability", "mask")
+    }
     return replace(maps, **picked)
 
 
@@ -149,7 +152,9 @@ def test_images_are_chosen_once_and_for_a_reason(make_results: Build) -> None:
     board = make_board(results.maps)
     for model in board.models:
         for explainer in ("saliency", "ig", "smoothgrad", "gradcam"):
-            results.per_image[model, explainer, "deletion"][int(board.sample_id[20])] = 5.0  # by far the worst: lower is better
+            results.per_image[model, explainer, "deletion"][int(board.sample_id[20])] = (
+                5.0  # by far the worst: lower is better
+            )
     groups = choose_images(results, board)
     assert [group.title for group in groups] == ["Fixed images", "Worst explained", "Most disagreement"]
     assert [pick.row for pick in groups[0].picks] == list(range(8))
@@ -197,7 +202,9 @@ def test_worst_follows_the_direction(make_results: Build) -> None:
     board = make_board(results.maps)
     for model in board.models:
         for explainer in board.explainers:
-            results.per_image[model, explainer, "insertion"].update({int(s): float(i) for i, s in enumerate(board.sample_id)})
+            results.per_image[model, explainer, "insertion"].update(
+                {int(s): float(i) for i, s in enumerate(board.sample_id)}
+            )
     metric, badness = unfaithfulness(results)
     assert metric == "insertion"
     np.testing.assert_allclose(

@@ -20,7 +20,21 @@ Build = Callable[..., Results]
 
 
 def _row(value: float, **changes: object) -> Row:
-    row = Row(0, "test", "resnet", "ig", "deletion", value, value - 0.1, value + 0.1, 8, 0, 0.5, False, "deletion[a,b]#0 noise=off seed=0")
+    row = Row(
+        0,
+        "test",
+        "resnet",
+        "ig",
+        "deletion",
+        value,
+        value - 0.1,
+        value + 0.1,
+        8,
+        0,
+        0.5,
+        False,
+        "deletion[a,b]#0 noise=off seed=0",
+    )
     return replace(row, **changes)  # type: ignore[arg-type]
 
 
@@ -52,7 +66,9 @@ def test_everything_comes_back(tmp_path: Path, make_results: Build) -> None:
         for name in ("image", "sample_id", "label", "target", "probability", "mask"):
             np.testing.assert_array_equal(getattr(back, name), getattr(maps, name))
         # float16 keeps 11 bits of each value, relative to the value itself unless it is 2^-14 of the map's peak
-        np.testing.assert_allclose(back.attribution, maps.attribution, rtol=2**-11, atol=np.abs(maps.attribution).max() * 2**-24)
+        np.testing.assert_allclose(
+            back.attribution, maps.attribution, rtol=2**-11, atol=np.abs(maps.attribution).max() * 2**-24
+        )
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e-9, 1.0, 1e6, 1e30])
@@ -104,7 +120,11 @@ def test_values_belong_to_the_rows_that_final_picks(tmp_path: Path) -> None:
     key = ("resnet", "ig", "deletion")
     one = np.ones((1, 1, 4, 4), np.float32)
     for epoch, split, value in ((0, "val", 0.9), (1, "test", 0.1), (1, "val", 0.8), (2, "val", 0.7)):
-        results = Results(rows=[_row(value, epoch=epoch, split=split)], per_image={key: {0: value}}, maps=[_maps(one * value, epoch=epoch)])
+        results = Results(
+            rows=[_row(value, epoch=epoch, split=split)],
+            per_image={key: {0: value}},
+            maps=[_maps(one * value, epoch=epoch)],
+        )
         run.write_results(results)
     read = run.read_results()
     assert len(read.rows) == 4
@@ -135,7 +155,10 @@ def test_names_with_slashes_and_tags_become_files(tmp_path: Path) -> None:
     model = "run/../<img onerror=x>"
     run = RunDirectory(tmp_path)
     run.write_results(
-        Results(rows=[_row(0.5, model=model)], maps=[_maps(np.ones((1, 1, 4, 4), np.float32), model=model, explainer="a/b[c]*")])
+        Results(
+            rows=[_row(0.5, model=model)],
+            maps=[_maps(np.ones((1, 1, 4, 4), np.float32), model=model, explainer="a/b[c]*")],
+        )
     )
     assert [(m.model, m.explainer) for m in run.read_results().maps] == [(model, "a/b[c]*")]
     assert [path.parent for path in tmp_path.rglob("*.npz")] == [tmp_path / "explanations"]
@@ -156,10 +179,17 @@ def test_a_killed_process_costs_its_last_line_only(tmp_path: Path) -> None:
     assert [row.value for row in run.read_results().rows] == [0.5, 0.6]
 
 
-def test_a_write_that_fails_leaves_the_earlier_results(tmp_path: Path, make_results: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_that_fails_leaves_the_earlier_results(
+    tmp_path: Path, make_results: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each fsync in turn fails, so the disk fills at every file of the second write once."""
     first = make_results(images=2, side=16, n=6, epochs=1)
-    second = Results(rows=[replace(row, epoch=1) for row in first.rows], per_image=first.per_image, curves=first.curves, warnings=["new"])
+    second = Results(
+        rows=[replace(row, epoch=1) for row in first.rows],
+        per_image=first.per_image,
+        curves=first.curves,
+        warnings=["new"],
+    )
     real, calls = os.fsync, 0
     for failing in range(1, 40):
         run = RunDirectory(tmp_path / str(failing))
@@ -187,15 +217,29 @@ def test_a_write_that_fails_leaves_the_earlier_results(tmp_path: Path, make_resu
         assert after.rows == before.rows
         assert after.per_image == before.per_image
         assert after.curves.keys() == before.curves.keys()
-    assert failing == 6, "per_image, curves, warnings (a new file and its folder) and metrics are flushed: the fifth failure was the last"
+    assert failing == 6, (
+        "per_image, curves, warnings (a new file and its folder) and metrics are flushed: the fifth failure was the last"
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "damage", "match"),
     [
-        ("metrics.csv", lambda text: text.replace("0.5", "half", 1), r"metrics.csv, line 2 is damaged \(could not convert"),
-        ("metrics.csv", lambda text: text.replace(",test", "", 1), r"metrics.csv, line 2 is damaged \(12 cells instead of 13\)"),
-        ("metrics.csv", lambda text: text.replace("epoch", "step", 1), r"metrics.csv has the columns step,.* written by something else"),
+        (
+            "metrics.csv",
+            lambda text: text.replace("0.5", "half", 1),
+            r"metrics.csv, line 2 is damaged \(could not convert",
+        ),
+        (
+            "metrics.csv",
+            lambda text: text.replace(",test", "", 1),
+            r"metrics.csv, line 2 is damaged \(12 cells instead of 13\)",
+        ),
+        (
+            "metrics.csv",
+            lambda text: text.replace("epoch", "step", 1),
+            r"metrics.csv has the columns step,.* written by something else",
+        ),
         ("per_image.csv", lambda text: text.replace(",7,", ",seven,", 1), r"per_image.csv, line 2 is damaged"),
     ],
 )
@@ -220,8 +264,22 @@ def test_a_truncated_map_file_is_named(tmp_path: Path, keep: int) -> None:
 
 def test_configuration_comes_back_as_plain_values(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
-    run.write_config({"name": "demo", "seed": 7, "nested": {"list": (1, 2.5, None, "off")}, "path": tmp_path, "numpy": np.float64(0.1)})
-    assert run.read_config() == {"name": "demo", "seed": 7, "nested": {"list": [1, 2.5, None, "off"]}, "path": str(tmp_path), "numpy": 0.1}
+    run.write_config(
+        {
+            "name": "demo",
+            "seed": 7,
+            "nested": {"list": (1, 2.5, None, "off")},
+            "path": tmp_path,
+            "numpy": np.float64(0.1),
+        }
+    )
+    assert run.read_config() == {
+        "name": "demo",
+        "seed": 7,
+        "nested": {"list": [1, 2.5, None, "off"]},
+        "path": str(tmp_path),
+        "numpy": 0.1,
+    }
     facts = run.read_versions()
     assert facts["seed"] == "7"
     assert {"python", "torch", "lightning", "explainode", "command", "time"} <= facts.keys()

@@ -15,20 +15,49 @@ from explainode.report.comparisons import compare_prior
 from explainode.report.front import accuracy_front, front_figure
 from explainode.report.html_standing import agreement_section, front_section, matrix_table, prior_section, ranks_section
 from explainode.report.rank_figure import rank_figure
-from explainode.report.standing import disagreement_sentence, leaders, metric_agreement, rank_stability, standing, standing_sentence
+from explainode.report.standing import (
+    disagreement_sentence,
+    leaders,
+    metric_agreement,
+    rank_stability,
+    standing,
+    standing_sentence,
+)
 
 Build = Callable[..., Results]
 N = 60
 
 
-def add(results: Results, model: str, metric: str, means: Mapping[str, float], better: bool, kind: str = "", noise: float = 0.05) -> None:
+def add(
+    results: Results,
+    model: str,
+    metric: str,
+    means: Mapping[str, float],
+    better: bool,
+    kind: str = "",
+    noise: float = 0.05,
+) -> None:
     """A metric of explainers that differ by their means on the same images."""
     rng = np.random.default_rng(len(results.rows))
     hard = rng.normal(0, 0.3, N)
     for explainer, mean in means.items():
         values = mean + hard + rng.normal(0, noise, N)
         value = float(values.mean())
-        row = Row(0, "test", model, explainer, metric, value, value - 0.1, value + 0.1, N, 0, 0.0, better, f"{kind or metric}[x]#0")
+        row = Row(
+            0,
+            "test",
+            model,
+            explainer,
+            metric,
+            value,
+            value - 0.1,
+            value + 0.1,
+            N,
+            0,
+            0.0,
+            better,
+            f"{kind or metric}[x]#0",
+        )
         results.rows.append(row)
         results.per_image[model, explainer, metric] = dict(enumerate(values.tolist()))
 
@@ -42,7 +71,13 @@ def planted() -> Results:
     add(results, "net", "deletion_zero", {e: m + 1 for e, m in good.items()}, False, kind="deletion")
     add(results, "net", "deletion_min", good | {"a": 0.5, "c": 0.1}, False, kind="deletion")
     add(results, "net", "insertion", {e: 1 - m for e, m in good.items()}, True)
-    add(results, "net", "max_sensitivity", {"a": 0.9, "b": 0.6, "c": 0.3, "random_map": 0.95, "centre_prior": 0.0}, False)
+    add(
+        results,
+        "net",
+        "max_sensitivity",
+        {"a": 0.9, "b": 0.6, "c": 0.3, "random_map": 0.95, "centre_prior": 0.0},
+        False,
+    )
     return results
 
 
@@ -55,7 +90,9 @@ def test_ranks_follow_the_planted_order(planted: Results) -> None:
     assert found.ranks["max_sensitivity"].names[0] == "centre_prior"
     text = standing_sentence(found)
     assert "By deletion a leads, ahead of every other (Friedman p < 0.0001, n = 60)." in text
-    assert "a ranks best" in text and "it is among the leaders of 3 of them" in text  # deletion, deletion_zero and insertion
+    assert (
+        "a ranks best" in text and "it is among the leaders of 3 of them" in text
+    )  # deletion, deletion_zero and insertion
 
 
 def test_explainers_that_are_alike_are_not_told_apart() -> None:
@@ -74,7 +111,10 @@ def test_the_best_mean_rank_alone_is_no_lead() -> None:
     assert found is not None
     even = replace(found.ranks["deletion"], adjusted=np.full((4, 4), 0.2), p=0.01)
     text = standing_sentence(replace(found, ranks={"deletion": even}))
-    assert text == f"By deletion {even.names[0]} has the best mean rank, but no other is told apart from it (Friedman p = 0.010, n = {N})."
+    assert (
+        text
+        == f"By deletion {even.names[0]} has the best mean rank, but no other is told apart from it (Friedman p = 0.010, n = {N})."
+    )
 
 
 def test_two_explainers_need_no_ranks(planted: Results) -> None:
@@ -90,7 +130,9 @@ def test_metrics_that_contradict_each_other_are_named(planted: Results) -> None:
     assert tau["deletion", "insertion"] == 1  # one is better low, the other high
     assert tau["deletion", "max_sensitivity"] == -1
     text = disagreement_sentence(found)
-    assert text.startswith("6 of 10 pairs of metrics order the explainers more against each other than alike; most of all ")
+    assert text.startswith(
+        "6 of 10 pairs of metrics order the explainers more against each other than alike; most of all "
+    )
     assert "deletion and max_sensitivity (τ −1.00; 3 of 3 pairs that both tell apart turn round, as a before " in text
 
 
@@ -99,7 +141,8 @@ def test_metrics_that_agree_are_said_to(planted: Results) -> None:
     found = standing(planted, "net")
     assert found is not None
     assert (
-        disagreement_sentence(found) == "No two metrics order the explainers against each other (smallest τ 1.00: deletion and insertion)."
+        disagreement_sentence(found)
+        == "No two metrics order the explainers against each other (smallest τ 1.00: deletion and insertion)."
     )
 
 
@@ -108,12 +151,18 @@ def test_a_ranking_survives_a_setting_or_does_not(planted: Results) -> None:
     assert found is not None
     (stable,) = rank_stability(found)
     assert stable.kind == "deletion" and stable.metrics == ("deletion", "deletion_zero", "deletion_min")
-    assert (stable.decided, stable.turned) == (9, 6)  # three pairs in each of three pairs of settings; all turn against the minimum
+    assert (stable.decided, stable.turned) == (
+        9,
+        6,
+    )  # three pairs in each of three pairs of settings; all turn against the minimum
     assert "the ranking does not survive: 6 of 9 pairs" in stable.sentence
     planted.rows = [row for row in planted.rows if row.metric != "deletion_min"]
     found = standing(planted, "net")
     assert found is not None
-    assert "the ranking survives: none of 3 pairs told apart under two settings turns round" in rank_stability(found)[0].sentence
+    assert (
+        "the ranking survives: none of 3 pairs told apart under two settings turns round"
+        in rank_stability(found)[0].sentence
+    )
     assert "a is best under each" in rank_stability(found)[0].sentence
 
 
@@ -128,11 +177,15 @@ def test_chance_neither_turns_nor_confirms_a_ranking() -> None:
 
 def test_the_centre_prior_is_beaten_where_it_is(planted: Results) -> None:
     outcome = {(c.metric, c.subject): c.outcome for c in compare_prior(planted, "net")}
-    assert set(outcome) == {(m, e) for m in ("deletion", "deletion_zero", "deletion_min", "insertion") for e in "abc"}, "no sensitivity"
+    assert set(outcome) == {
+        (m, e) for m in ("deletion", "deletion_zero", "deletion_min", "insertion") for e in "abc"
+    }, "no sensitivity"
     assert outcome["deletion", "a"] == outcome["deletion", "b"] == outcome["insertion", "a"] == "better"
     assert outcome["deletion", "c"] == "undecided"
     assert outcome["deletion_min", "a"] == "undecided"
-    worse = replace(planted, per_image={k: {i: v + (k[1] == "b") for i, v in of.items()} for k, of in planted.per_image.items()})
+    worse = replace(
+        planted, per_image={k: {i: v + (k[1] == "b") for i, v in of.items()} for k, of in planted.per_image.items()}
+    )
     assert {c.subject: c.outcome for c in compare_prior(worse, "net") if c.metric == "deletion"}["b"] == "worse"
     text = prior_section(planted, ["net"])
     assert "Ahead of the centre prior on all of 4 metrics: b." in text
@@ -155,7 +208,9 @@ def test_what_cannot_be_ranked_is_named(planted: Results) -> None:
     assert found is not None
     assert "insertion" not in found.ranks and "insertion" in found.score
     assert found.ranks["deletion"].n == N and "c" not in found.ranks["deletion"].names
-    assert "Not ranked: insertion: no number for each image; deletion without c (too few numbers)." in ranks_section([found], ["net"])
+    assert "Not ranked: insertion: no number for each image; deletion without c (too few numbers)." in ranks_section(
+        [found], ["net"]
+    )
 
 
 def test_the_models_of_a_sweep_are_folded_not_cut(planted: Results) -> None:
@@ -211,9 +266,18 @@ def _models(*points: tuple[str, float, float]) -> Results:
     results = Results()
     for model, accuracy, sensitivity in points:
         right = (np.arange(N) < round(accuracy * N)).astype(float)
-        results.rows.append(Row(0, "test", model, "", "accuracy", right.mean(), 0.1, 0.9, N, 0, 0.0, True, "accuracy[top1]"))
+        results.rows.append(
+            Row(0, "test", model, "", "accuracy", right.mean(), 0.1, 0.9, N, 0, 0.0, True, "accuracy[top1]")
+        )
         results.per_image[model, "", "accuracy"] = dict(enumerate(right.tolist()))
-        add(results, model, "max_sensitivity", {"ig": sensitivity, "cam": sensitivity + 0.2, "random_map": 9.0}, False, noise=1e-6)
+        add(
+            results,
+            model,
+            "max_sensitivity",
+            {"ig": sensitivity, "cam": sensitivity + 0.2, "random_map": 9.0},
+            False,
+            noise=1e-6,
+        )
     mean = results.per_image["a", "ig", "max_sensitivity"]  # the same images for all models
     for (model, explainer, metric), values in results.per_image.items():
         if metric == "max_sensitivity":

@@ -46,7 +46,13 @@ def test_words() -> None:
     assert interval(math.nan, math.nan) == ""
     assert signed(-0.00098, -0.0123, 0.0106) == ("−0.001", "−0.012 to +0.011")
     assert signed(0.5, 0.5, 0.5) == ("0.500", "0.500 to 0.500")
-    assert [p_value(p) for p in (0.00001, 0.0004, 0.0123, 0.5, math.nan)] == ["<0.0001", "0.0004", "0.012", "0.50", "n/a"]
+    assert [p_value(p) for p in (0.00001, 0.0004, 0.0123, 0.5, math.nan)] == [
+        "<0.0001",
+        "0.0004",
+        "0.012",
+        "0.50",
+        "n/a",
+    ]
     assert p_phrase(0.00001) == "p < 0.0001"
     assert p_phrase(0.03) == "p = 0.030"
     assert enumerate_words(["a"]) == "a"
@@ -66,10 +72,14 @@ def test_the_best_model_is_marked_and_controls_never_are(make_results: Build) ->
     for line in lines["insertion"]:
         values = {model: row.value for model, row in line.cells.items()}
         assert line.best == {max(values, key=lambda m: values[m])}
-    assert all(not line.best and not line.top for line in lines["smoothness.total_variation"]), "neutral facts have no best"
+    assert all(not line.best and not line.top for line in lines["smoothness.total_variation"]), (
+        "neutral facts have no best"
+    )
     for model in ("resnet", "sde"):
         of_model = {line.explainer: line.cells[model].value for line in lines["deletion"] if not line.control}
-        assert [line.explainer for line in lines["deletion"] if model in line.top] == [min(of_model, key=lambda e: of_model[e])]
+        assert [line.explainer for line in lines["deletion"] if model in line.top] == [
+            min(of_model, key=lambda e: of_model[e])
+        ]
 
 
 def test_only_the_last_epoch_is_shown(make_results: Build) -> None:
@@ -87,7 +97,8 @@ def test_one_model_marks_its_best_explainer(make_results: Build) -> None:
 def test_nan_is_never_the_best(make_results: Build) -> None:
     results = make_results(images=2, side=16, n=24, epochs=1)
     results.rows = [
-        replace(r, value=math.nan) if (r.model, r.explainer, r.metric) == ("sde", "ig", "max_sensitivity") else r for r in results.rows
+        replace(r, value=math.nan) if (r.model, r.explainer, r.metric) == ("sde", "ig", "max_sensitivity") else r
+        for r in results.rows
     ]
     line = next(line for line in table_lines(results)["max_sensitivity"] if line.explainer == "ig")
     assert line.best == {"resnet"}
@@ -156,4 +167,6 @@ def test_a_file_has_no_width_that_would_break_numbers(make_results: Build) -> No
     wide, narrow = io.StringIO(), io.StringIO()
     print_results(results, Console(file=wide, width=300))
     print_results(results, Console(file=narrow, width=20))
-    assert [line.rstrip() for line in narrow.getvalue().splitlines()] == [line.rstrip() for line in wide.getvalue().splitlines()]
+    assert [line.rstrip() for line in narrow.getvalue().splitlines()] == [
+        line.rstrip() for line in wide.getvalue().splitlines()
+    ]

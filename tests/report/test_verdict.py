@@ -16,7 +16,13 @@ Values = dict[int, float]
 
 
 def _add(
-    results: Results, model: str, explainer: str, metric: str, values: np.ndarray, better: bool | None = False, **changes: object
+    results: Results,
+    model: str,
+    explainer: str,
+    metric: str,
+    values: np.ndarray,
+    better: bool | None = False,
+    **changes: object,
 ) -> None:
     n = len(values)
     mean = float(np.nanmean(values))
@@ -25,7 +31,9 @@ def _add(
     results.per_image[model, explainer, metric] = dict(enumerate(values.tolist()))
 
 
-def _two(shift: float, n: int = 64, accuracy: tuple[float, float] = (0.98, 0.98), explainers: tuple[str, ...] = ("ig",)) -> Results:
+def _two(
+    shift: float, n: int = 64, accuracy: tuple[float, float] = (0.98, 0.98), explainers: tuple[str, ...] = ("ig",)
+) -> Results:
     """Two models whose sensitivities differ by `shift`, with accuracies of our choice."""
     rng = np.random.default_rng(1)
     results = Results()

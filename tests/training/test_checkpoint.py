@@ -17,7 +17,14 @@ import torch
 
 from explainode.errors import UserError
 from explainode.training import checkpoint as files
-from explainode.training.checkpoint import MANIFEST, AtomicCheckpointIO, latest_checkpoint, load_state, resume_path, verify
+from explainode.training.checkpoint import (
+    MANIFEST,
+    AtomicCheckpointIO,
+    latest_checkpoint,
+    load_state,
+    resume_path,
+    verify,
+)
 from explainode.training.classifier import Classifier
 
 IO = AtomicCheckpointIO()
@@ -36,7 +43,10 @@ def flip(path: Path, bit: int) -> None:
 def test_what_is_written_is_read(tmp_path):
     IO.save_checkpoint(state(), tmp_path / "new" / "last.ckpt")
     back = IO.load_checkpoint(tmp_path / "new" / "last.ckpt")
-    assert torch.equal(back["state_dict"]["network.weight"], state()["state_dict"]["network.weight"]) and back["epoch"] == 3
+    assert (
+        torch.equal(back["state_dict"]["network.weight"], state()["state_dict"]["network.weight"])
+        and back["epoch"] == 3
+    )
     entry = json.loads((tmp_path / "new" / MANIFEST).read_text())["last.ckpt"]
     assert entry["size"] == (tmp_path / "new" / "last.ckpt").stat().st_size and entry["global_step"] == 12
     assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["last.ckpt", MANIFEST]
@@ -145,7 +155,9 @@ def test_trouble_with_the_disk_leaves_the_old_file(tmp_path, monkeypatch, number
         monkeypatch.setattr(os, "fsync", fail)
     else:
         monkeypatch.setattr(os, "replace", replace)
-    expected = {errno.ENOSPC: "the disk is full", errno.EROFS: "cannot be written to", errno.EIO: "check the disk"}[number]
+    expected = {errno.ENOSPC: "the disk is full", errno.EROFS: "cannot be written to", errno.EIO: "check the disk"}[
+        number
+    ]
     with pytest.raises(UserError, match=expected):
         IO.save_checkpoint(state(2.0), path)
     monkeypatch.undo()
@@ -171,7 +183,9 @@ def test_latest_is_the_newest_good_one(tmp_path):
 def test_auto_resumes_only_what_is_there(tmp_path):
     assert resume_path(None, tmp_path) is None and resume_path("auto", tmp_path) is None
     IO.save_checkpoint(state(), tmp_path / "last.ckpt")
-    assert resume_path("auto", tmp_path) == tmp_path / "last.ckpt" == resume_path(str(tmp_path / "last.ckpt"), "elsewhere")
+    assert (
+        resume_path("auto", tmp_path) == tmp_path / "last.ckpt" == resume_path(str(tmp_path / "last.ckpt"), "elsewhere")
+    )
     with pytest.raises(UserError, match="no such file"):
         resume_path(tmp_path / "other.ckpt", tmp_path)
 
@@ -197,12 +211,26 @@ def test_a_run_leaves_safe_checkpoints(classifier, data, trainer, tmp_path, netw
     folder = tmp_path / "checkpoints"
     assert sorted(p.name for p in folder.iterdir()) == ["epoch001.ckpt", "last.ckpt", MANIFEST]
     content = torch.load(folder / "last.ckpt", weights_only=True)
-    assert set(content["hyper_parameters"]) == {"num_classes", "interval", "label_smoothing", "noise_seed", "channels_last", "compile"}
+    assert set(content["hyper_parameters"]) == {
+        "num_classes",
+        "interval",
+        "label_smoothing",
+        "noise_seed",
+        "channels_last",
+        "compile",
+    }
     assert {name for name in content["state_dict"] if not name.startswith("network.")} == set()
     again = Classifier.load_from_checkpoint(
-        folder / "last.ckpt", network=network(7), optimizer=partial(torch.optim.Adam), weights_only=True, map_location="cpu"
+        folder / "last.ckpt",
+        network=network(7),
+        optimizer=partial(torch.optim.Adam),
+        weights_only=True,
+        map_location="cpu",
     )
-    assert all(torch.equal(a, b) for a, b in zip(again.network.state_dict().values(), module.network.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(again.network.state_dict().values(), module.network.state_dict().values(), strict=True)
+    )
 
 
 def test_a_full_disk_ends_the_run_with_a_sentence(classifier, data, trainer, tmp_path, monkeypatch):

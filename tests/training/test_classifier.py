@@ -68,7 +68,9 @@ def test_unknown_labels_count_nowhere(classifier):
     with torch.no_grad():
         logits = module.network(image)[[0, 2]]
     assert float(module.val_loss.compute()) == pytest.approx(float(F.cross_entropy(logits, label[[0, 2]])), rel=1e-5)
-    assert float(module.val_accuracy.compute()) == pytest.approx(float((logits.argmax(1) == label[[0, 2]]).float().mean()))
+    assert float(module.val_accuracy.compute()) == pytest.approx(
+        float((logits.argmax(1) == label[[0, 2]]).float().mean())
+    )
 
 
 def test_noise_speaks_in_training_only_and_is_keyed_by_epoch(classifier, data, trainer, tmp_path):
@@ -99,7 +101,11 @@ def cosine(progress):
 @pytest.mark.parametrize(
     ("scheduler", "interval", "expected"),
     [
-        (partial(CosineAnnealingLR), "epoch", cosine([0, 0, 0, 1 / 4, 1 / 4, 1 / 4, 2 / 4, 2 / 4, 2 / 4, 3 / 4, 3 / 4, 3 / 4])),
+        (
+            partial(CosineAnnealingLR),
+            "epoch",
+            cosine([0, 0, 0, 1 / 4, 1 / 4, 1 / 4, 2 / 4, 2 / 4, 2 / 4, 3 / 4, 3 / 4, 3 / 4]),
+        ),
         (partial(CosineAnnealingLR), "step", cosine([i / 12 for i in range(12)])),
         (partial(MultiStepLR, milestones=[0.5, 0.75], gamma=0.1), "epoch", [1] * 6 + [0.1] * 3 + [0.01] * 3),
         (partial(MultiStepLR, milestones=[3], gamma=0.1), "step", [1] * 3 + [0.1] * 9),
@@ -110,17 +116,25 @@ def test_schedules_learn_the_length_of_the_run(classifier, data, trainer, tmp_pa
     """Four epochs of three batches against the schedules' closed forms."""
     module = classifier(optimizer=partial(torch.optim.SGD, lr=1.0), scheduler=scheduler, interval=interval)
     rates = Rates()
-    trainer(tmp_path, [rates], max_epochs=4, checkpoint=False, limit_val_batches=0).fit(module, datamodule=data(train_size=24))
+    trainer(tmp_path, [rates], max_epochs=4, checkpoint=False, limit_val_batches=0).fit(
+        module, datamodule=data(train_size=24)
+    )
     assert rates.seen == pytest.approx(expected, abs=1e-6)
 
 
 def test_one_cycle_ends_with_the_run(classifier, data, trainer, tmp_path):
     """From max_lr / 25 up to max_lr and down to nearly nothing at the very last step, also when steps gather two batches each."""
-    module = classifier(optimizer=partial(torch.optim.SGD, lr=1.0), scheduler=partial(OneCycleLR, max_lr=1.0, pct_start=0.5))
+    module = classifier(
+        optimizer=partial(torch.optim.SGD, lr=1.0), scheduler=partial(OneCycleLR, max_lr=1.0, pct_start=0.5)
+    )
     rates = Rates()
     run = trainer(tmp_path, [rates], max_epochs=4, checkpoint=False, limit_val_batches=0, accumulate_grad_batches=3)
     run.fit(module, datamodule=data(train_size=48))  # 6 batches, 2 steps an epoch
-    assert rates.seen[0] == pytest.approx(1 / 25) and max(rates.seen) == pytest.approx(1.0) and rates.seen[-1] == pytest.approx(1 / 25e4)
+    assert (
+        rates.seen[0] == pytest.approx(1 / 25)
+        and max(rates.seen) == pytest.approx(1.0)
+        and rates.seen[-1] == pytest.approx(1 / 25e4)
+    )
 
 
 def test_bfloat16_and_channels_last_train(classifier, data, trainer, tmp_path):

@@ -103,7 +103,9 @@ def test_training_with_the_penalty_ends_nearer_to_the_ode(images):
         network = six_block_resnet(width=16, blocks=2, num_classes=8)
         optimizer, label = torch.optim.Adam(network.parameters(), lr=1e-2), torch.arange(6)
         for _ in range(60):
-            loss = F.cross_entropy(network(images), label) + sum(DepthConditioning(refinement)(network, images).values())
+            loss = F.cross_entropy(network(images), label) + sum(
+                DepthConditioning(refinement)(network, images).values()
+            )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -144,7 +146,9 @@ def test_a_run_resumed_in_mid_epoch_stays_frozen(data, trainer, tmp_path):
 
     def module():
         torch.manual_seed(0)
-        made = Classifier(cifar_resnet(8, num_classes=8), partial(torch.optim.SGD, lr=0.0), 8, conditioning=DepthConditioning(1.0))
+        made = Classifier(
+            cifar_resnet(8, num_classes=8), partial(torch.optim.SGD, lr=0.0), 8, conditioning=DepthConditioning(1.0)
+        )
         made.network.bn1.running_mean.fill_(0.1)
         return made
 
@@ -156,4 +160,6 @@ def test_a_run_resumed_in_mid_epoch_stays_frozen(data, trainer, tmp_path):
 
 def test_a_neural_ode_cannot_be_conditioned(network):
     with pytest.raises(UserError, match="condition its teacher"):
-        DepthConditioning(refinement=1.0)(NeuralODE.from_resnet(network, RungeKutta("euler", steps=1)), torch.zeros(1, 3, 16, 16))
+        DepthConditioning(refinement=1.0)(
+            NeuralODE.from_resnet(network, RungeKutta("euler", steps=1)), torch.zeros(1, 3, 16, 16)
+        )

@@ -29,7 +29,13 @@ def processor(monkeypatch):
 
 @pytest.mark.parametrize(
     ("answers", "expected"),
-    [((True, False), True), ((False, True), True), ((False, False), False), ((None, False), False), ((None, None), None)],
+    [
+        ((True, False), True),
+        ((False, True), True),
+        ((False, False), False),
+        ((None, False), False),
+        ((None, None), None),
+    ],
 )
 def test_what_torch_says_of_the_processor(processor, answers, expected):
     processor(*answers)

@@ -93,7 +93,9 @@ def test_resumed_equals_unbroken(run, tmp_path, hook, count, kill, ema):
     unbroken, metrics = run(tmp_path / "unbroken", ema=ema)
     with pytest.raises(RuntimeError if kill else TrainingInterrupted):
         run(tmp_path / "broken", [StopAt(hook, count, kill)], ema=ema)
-    resumed, rest = run(tmp_path / "broken", resume=latest_checkpoint(tmp_path / "broken" / "checkpoints"), seed=5, ema=ema)
+    resumed, rest = run(
+        tmp_path / "broken", resume=latest_checkpoint(tmp_path / "broken" / "checkpoints"), seed=5, ema=ema
+    )
     assert all(torch.equal(a, b) for a, b in zip(unbroken, resumed, strict=True))
     assert rest and all(metrics[epoch] == values for epoch, values in rest.items())
 

@@ -98,7 +98,9 @@ def test_a_resumed_distillation_remembers_its_best(surrogate, data, trainer, tmp
     first = surrogate(lr=3e-3)
     trainer(tmp_path / "cut", max_epochs=1).fit(first, datamodule=data())
     second = surrogate(lr=3e-3)
-    trainer(tmp_path / "cut", max_epochs=2).fit(second, datamodule=data(), ckpt_path=tmp_path / "cut" / "checkpoints" / "last.ckpt")
+    trainer(tmp_path / "cut", max_epochs=2).fit(
+        second, datamodule=data(), ckpt_path=tmp_path / "cut" / "checkpoints" / "last.ckpt"
+    )
     assert second.first_kappa == whole.first_kappa and second.best_kappa == whole.best_kappa
 
 

@@ -23,7 +23,9 @@ from explainode.randomness import current_scope, noise_rows, noise_scope
 Forward = Callable[[Tensor, Tensor], Tensor]
 """`forward(x (A, C, H, W), rows (A,))` -> (A, K) logits; `rows` says which image of the batch each row is, so that it keeps its own noise."""
 
-_PIXELS_PER_PASS = 16 * 224 * 224  # as many rows with a graph as sixteen 224x224 pictures: about 2 GiB of ResNet-18's activations
+_PIXELS_PER_PASS = (
+    16 * 224 * 224
+)  # as many rows with a graph as sixteen 224x224 pictures: about 2 GiB of ResNet-18's activations
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,9 @@ class Attack(ABC):
     depend on the batch, and random numbers are keyed by the noise scope's samples (rows 0..B-1 of seed 0 outside of one).
     """
 
-    def __call__(self, model: nn.Module, x: Tensor, target: Tensor | int, allowed: Tensor | None = None) -> AttackResult:
+    def __call__(
+        self, model: nn.Module, x: Tensor, target: Tensor | int, allowed: Tensor | None = None
+    ) -> AttackResult:
         """Move each image until the network no longer says `target`, in any state of the network, which stays as it is.
 
         Args:
@@ -77,7 +81,9 @@ class Attack(ABC):
                 part = None if allowed is None else allowed[rows]
                 with noise_rows(rows):
                     parts.append(self.attack(_forward(network), x[rows], target[rows], part))
-        return AttackResult(*(torch.cat([getattr(part, name) for part in parts]).detach() for name in ("x", "success", "steps")))
+        return AttackResult(
+            *(torch.cat([getattr(part, name) for part in parts]).detach() for name in ("x", "success", "steps"))
+        )
 
     def permitted(self, x: Tensor, allowed: Tensor | None) -> Tensor | None:
         """`allowed` as a bool mask that fits x.
@@ -89,7 +95,9 @@ class Attack(ABC):
             return None
         if allowed.dtype != torch.bool:
             kind = str(allowed.dtype).removeprefix("torch.")
-            raise UserError(f"allowed must be a bool mask, got {kind}; rank a relevance map with GuidedPGD, or compare it with a threshold")
+            raise UserError(
+                f"allowed must be a bool mask, got {kind}; rank a relevance map with GuidedPGD, or compare it with a threshold"
+            )
         _check_map(x, allowed)
         return allowed.to(x.device)
 
@@ -112,16 +120,25 @@ def _check_images(x: Tensor) -> Tensor:
 def _check_classes(target: Tensor | int, x: Tensor) -> Tensor:
     classes = torch.as_tensor(target, device=x.device)
     if classes.is_floating_point() or classes.dtype == torch.bool:
-        raise UserError(f"target has type {str(classes.dtype).removeprefix('torch.')}, expected class indices; give whole numbers")
+        raise UserError(
+            f"target has type {str(classes.dtype).removeprefix('torch.')}, expected class indices; give whole numbers"
+        )
     if classes.dim() == 0:
         classes = classes.expand(len(x))
     if classes.shape != (len(x),):
-        raise UserError(f"target must have shape ({len(x)},), got {tuple(classes.shape)}; give one class, or one per image")
+        raise UserError(
+            f"target must have shape ({len(x)},), got {tuple(classes.shape)}; give one class, or one per image"
+        )
     return classes.to(torch.int64)
 
 
 def _check_map(x: Tensor, values: Tensor) -> None:
-    if values.dim() != 4 or len(values) != len(x) or values.shape[1] not in (1, x.shape[1]) or values.shape[-2:] != x.shape[-2:]:
+    if (
+        values.dim() != 4
+        or len(values) != len(x)
+        or values.shape[1] not in (1, x.shape[1])
+        or values.shape[-2:] != x.shape[-2:]
+    ):
         raise UserError(
             f"allowed must have shape {(len(x), x.shape[1], *x.shape[-2:])} or one channel, got {tuple(values.shape)}; one mask per image"
         )
@@ -132,7 +149,11 @@ def _forward(network: nn.Module) -> Forward:
         with noise_rows(rows):
             logits = network(x)
         if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
-            got = f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+            got = (
+                f"a tensor of shape {tuple(logits.shape)}"
+                if isinstance(logits, Tensor)
+                else f"a {type(logits).__name__}"
+            )
             raise UserError(
                 f"the model returned {got} for {len(x)} images, expected logits (B, K); wrap it so that it returns logits alone"
             )
@@ -184,7 +205,9 @@ def input_gradient(score: Tensor, x: Tensor, keep: bool = False) -> Tensor:
     Raises:
         UserError: if the score has no graph to x.
     """
-    found = torch.autograd.grad(score.sum(), x, retain_graph=keep, allow_unused=True)[0] if score.requires_grad else None
+    found = (
+        torch.autograd.grad(score.sum(), x, retain_graph=keep, allow_unused=True)[0] if score.requires_grad else None
+    )
     if found is None:
         raise UserError(
             "the logits carry no gradient to the input; the model detaches it or runs under no_grad, so use an attack without gradients (one_pixel)"

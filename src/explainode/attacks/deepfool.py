@@ -61,7 +61,9 @@ class DeepFool(Attack):
             going = torch.nonzero(~flipped)[:, 0]
             if last or not len(going):
                 break
-            r = self._nearest(logits, current, target[alive], others[alive], allowed if allowed is None else allowed[alive])[going]
+            r = self._nearest(
+                logits, current, target[alive], others[alive], allowed if allowed is None else allowed[alive]
+            )[going]
             alive = alive[going]
             total[alive] += r
             adversarial[alive] = (x[alive] + (1 + self.overshoot) * total[alive]).clamp(0, 1)
@@ -77,7 +79,9 @@ class DeepFool(Attack):
             w = input_gradient(gap, x, keep=True)
             if allowed is not None:
                 w = w * allowed
-            w = w.masked_fill(((x <= 0) & (w < 0)) | ((x >= 1) & (w > 0)), 0)  # a value at the end of its range cannot go on
+            w = w.masked_fill(
+                ((x <= 0) & (w < 0)) | ((x >= 1) & (w > 0)), 0
+            )  # a value at the end of its range cannot go on
             squared = w.flatten(1).square().sum(1).clamp(min=1e-24)
             here = gap.detach().abs() / squared.sqrt()
             nearer = here < distance

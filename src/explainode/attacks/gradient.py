@@ -81,7 +81,9 @@ class PGD(Attack):
                 break
             g = input_gradient(F.cross_entropy(logits[going], target[alive[going]], reduction="none"), current)[going]
             alive = alive[going]
-            adversarial[alive] = self._step(x[alive], current[going].detach(), g, None if allowed is None else allowed[alive])
+            adversarial[alive] = self._step(
+                x[alive], current[going].detach(), g, None if allowed is None else allowed[alive]
+            )
         steps[~success] = self.steps  # without `stop` an image may flip and come back
         return AttackResult(adversarial, success, steps)
 
@@ -103,7 +105,12 @@ class PGD(Attack):
         if allowed is not None:
             delta = delta * allowed
         if self.norm == "l2":
-            delta = delta / _norm(delta) * self.epsilon * uniform(input_keys(x, "pgd length", 0), 1).to(x.dtype)[:, :, None, None]
+            delta = (
+                delta
+                / _norm(delta)
+                * self.epsilon
+                * uniform(input_keys(x, "pgd length", 0), 1).to(x.dtype)[:, :, None, None]
+            )
         return (x + delta).clamp(0, 1)
 
 
@@ -175,11 +182,17 @@ class GuidedPGD(PGD):
             UserError: without a map, or with one of another shape or with NaN.
         """
         if allowed is None:
-            raise UserError("GuidedPGD needs a relevance map as its fourth argument, got None; take PGD for an attack without one")
+            raise UserError(
+                "GuidedPGD needs a relevance map as its fourth argument, got None; take PGD for an attack without one"
+            )
         if not allowed.is_floating_point():
-            raise UserError(f"the relevance map must be a float tensor, got {str(allowed.dtype).removeprefix('torch.')}; PGD takes masks")
+            raise UserError(
+                f"the relevance map must be a float tensor, got {str(allowed.dtype).removeprefix('torch.')}; PGD takes masks"
+            )
         if allowed.dim() != 4 or len(allowed) != len(x) or allowed.shape[1] not in (1, x.shape[1]):
-            raise UserError(f"the relevance map must have shape ({len(x)}, {x.shape[1]} or 1, h, w), got {tuple(allowed.shape)}")
+            raise UserError(
+                f"the relevance map must have shape ({len(x)}, {x.shape[1]} or 1, h, w), got {tuple(allowed.shape)}"
+            )
         if bool(torch.isnan(allowed).any()):
             raise UserError("the relevance map holds NaN, which has no rank; leave these images out")
         mask = top_values(allowed.detach().to(x.device), x, self.top, self.unit)

@@ -23,7 +23,9 @@ from explainode.randomness import input_keys, noise_rows, uniform_like
 Heatmap = Callable[[Tensor, Tensor], Tensor]
 """`heatmap(x (A, C, H, W), rows (A,))` -> (A, H, W): the map of the class that was explained; `rows` says which image of the batch each row is."""
 
-_PIXELS_PER_PASS = 4 * 224 * 224  # rows whose maps are differentiated at once: two derivatives hold about four times the graph of one
+_PIXELS_PER_PASS = (
+    4 * 224 * 224
+)  # rows whose maps are differentiated at once: two derivatives hold about four times the graph of one
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,9 @@ class MapAttack(ABC):
     def __post_init__(self) -> None:
         _check_budget(self.epsilon, self.alpha, self.steps)
         if not 0 <= self.drift <= 1:
-            raise UserError(f"drift is a change of a probability in [0, 1], got {self.drift}; 1 asks for the same class alone")
+            raise UserError(
+                f"drift is a change of a probability in [0, 1], got {self.drift}; 1 asks for the same class alone"
+            )
         for beta in (self.beta, self.last_beta):
             SoftRectifiers(beta)
 
@@ -97,7 +101,9 @@ class MapAttack(ABC):
                     parts.append(self._attack(x[rows], rows, heatmap, predict))
         return MapAttackResult(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
-    def _attack(self, x: Tensor, rows: Tensor, heatmap: Heatmap, predict: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    def _attack(
+        self, x: Tensor, rows: Tensor, heatmap: Heatmap, predict: Callable[[Tensor, Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
         def look(point: Tensor) -> Tensor:
             return importance(heatmap(point, rows).detach())
 
@@ -210,7 +216,9 @@ class TargetMapAttack(MapAttack):
     """
 
     def gain(self, before: Tensor, now: Tensor) -> Tensor:
-        return -(now - self.target(before)).square().sum((1, 2)) * before.shape[1] * before.shape[2]  # of order 1 for any size
+        return (
+            -(now - self.target(before)).square().sum((1, 2)) * before.shape[1] * before.shape[2]
+        )  # of order 1 for any size
 
     def progress(self, before: Tensor, now: Tensor) -> Tensor:
         target = self.target(before)

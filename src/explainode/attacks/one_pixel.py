@@ -39,7 +39,9 @@ class OnePixel(Attack):
 
     def __post_init__(self) -> None:
         if self.population < 4:
-            raise UserError(f"differential evolution needs at least 4 candidates, got population={self.population}; 100 is usual")
+            raise UserError(
+                f"differential evolution needs at least 4 candidates, got population={self.population}; 100 is usual"
+            )
         if self.generations < 1:
             raise UserError(f"at least one generation is needed, got {self.generations}; 30 is usual")
 
@@ -109,7 +111,9 @@ class OnePixel(Attack):
         for chunk in torch.arange(len(rows), device=x.device).split(images):
             stack = self._images(x, allowed, candidates[chunk], rows[chunk]).flatten(0, 1)
             of = rows[chunk].repeat_interleave(population)
-            logits = torch.cat([forward(part, part_of) for part, part_of in zip(stack.split(ROWS), of.split(ROWS), strict=True)])
+            logits = torch.cat(
+                [forward(part, part_of) for part, part_of in zip(stack.split(ROWS), of.split(ROWS), strict=True)]
+            )
             scores.append(logits.softmax(1).gather(1, target[of][:, None]).view(-1, population))
             flips.append((logits.argmax(1) != target[of]).view(-1, population))
         return torch.cat(scores), torch.cat(flips)

@@ -34,7 +34,11 @@ class SoftRectifiers(TorchFunctionMode):
         self.beta = beta
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         if func in _RELU:
             return F.softplus(args[0], self.beta)
@@ -42,6 +46,8 @@ class SoftRectifiers(TorchFunctionMode):
             return self._clipped(func is F.relu6, *args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
-    def _clipped(self, relu6: bool, x: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Tensor:
+    def _clipped(
+        self, relu6: bool, x: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False
+    ) -> Tensor:
         low, high = (0.0, 6.0) if relu6 else (min_val, max_val)
         return low + F.softplus(x - low, self.beta) - F.softplus(x - high, self.beta)

@@ -28,7 +28,11 @@ def source_zip() -> bytes:
     found = []
     for package in ("explainode", "explainode.conf"):
         root = Path(str(resources.files(package)))
-        found += [(Path(package) / path.relative_to(root), path) for path in root.rglob("*") if path.suffix in (".py", ".css", ".yaml")]
+        found += [
+            (Path(package) / path.relative_to(root), path)
+            for path in root.rglob("*")
+            if path.suffix in (".py", ".css", ".yaml")
+        ]
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for name, path in sorted(found):
@@ -53,16 +57,36 @@ def log_code(run: Any, folder: Path) -> None:
 def log_model(run: Any, checkpoint: Path, limit: float) -> None:
     """Keep a checkpoint as the artifact `model-<run id>`, unless it is larger than `limit` MiB."""
     manifest = [path for path in (checkpoint.parent / "manifest.json",) if path.is_file()]
-    log_files(run, f"model-{run.id}", "model", [checkpoint, *manifest], checkpoint.parent, limit, {"checkpoint": checkpoint.name})
+    log_files(
+        run,
+        f"model-{run.id}",
+        "model",
+        [checkpoint, *manifest],
+        checkpoint.parent,
+        limit,
+        {"checkpoint": checkpoint.name},
+    )
 
 
 def log_files(
-    run: Any, name: str, kind: str, files: Sequence[Path], base: Path, limit: float, metadata: dict[str, Any] | None = None
+    run: Any,
+    name: str,
+    kind: str,
+    files: Sequence[Path],
+    base: Path,
+    limit: float,
+    metadata: dict[str, Any] | None = None,
 ) -> None:
     """Keep files, named by their place under `base`, as one artifact, unless they are larger than `limit` MiB together."""
     size = sum(path.stat().st_size for path in files)
     if size > limit * MIB:
-        log.info("the %s (%.0f MiB) is not kept in W&B, whose limit is %.0f MiB (logger.wandb.%s_mib)", kind, size / MIB, limit, kind)
+        log.info(
+            "the %s (%.0f MiB) is not kept in W&B, whose limit is %.0f MiB (logger.wandb.%s_mib)",
+            kind,
+            size / MIB,
+            limit,
+            kind,
+        )
         return
     artifact = wandb.Artifact(name, kind, metadata={"bytes": size, **(metadata or {})})
     for path in files:

@@ -13,7 +13,14 @@ if TYPE_CHECKING:
     from wandb_workspaces.reports.v2 import Report
     from wandb_workspaces.workspaces import Workspace
 
-FAITHFULNESS = ("deletion", "insertion", "aopc", "road", "comprehensiveness", "sufficiency")  # beginnings of metrics' names
+FAITHFULNESS = (
+    "deletion",
+    "insertion",
+    "aopc",
+    "road",
+    "comprehensiveness",
+    "sufficiency",
+)  # beginnings of metrics' names
 NOISE = "model.noise.magnitude"  # the setting that sweeps vary
 SPLIT = "test"
 
@@ -43,7 +50,10 @@ def build_workspace(project: str, entity: str, shown: Shown) -> Workspace:
     workspaces = _workspaces()
     sections = [
         workspaces.Section(
-            name=name, panels=panels, is_open=True, layout_settings=workspaces.SectionLayoutSettings(columns=columns, rows=2)
+            name=name,
+            panels=panels,
+            is_open=True,
+            layout_settings=workspaces.SectionLayoutSettings(columns=columns, rows=2),
         )
         for name, columns, panels in _sections(shown)
         if panels
@@ -93,7 +103,9 @@ def _workspaces() -> Any:
     try:
         import wandb_workspaces.workspaces as workspaces
     except ImportError as error:
-        raise UserError("a dashboard needs the package wandb-workspaces; install it with: pip install 'explainode[reports]'") from error
+        raise UserError(
+            "a dashboard needs the package wandb-workspaces; install it with: pip install 'explainode[reports]'"
+        ) from error
     return workspaces
 
 
@@ -137,7 +149,9 @@ def _sections(shown: Shown) -> list[tuple[str, int, list[Any]]]:
                 reports.LinePlot(title="accuracy", x="epoch", y=["train/accuracy", "val/accuracy"]),
                 reports.LinePlot(title="loss", x="epoch", y=["train/loss", "val/loss"]),
                 *(
-                    reports.LinePlot(title=metric, x="epoch", y=[f"explain/{explainer}/{metric}" for explainer in shown.explainers])
+                    reports.LinePlot(
+                        title=metric, x="epoch", y=[f"explain/{explainer}/{metric}" for explainer in shown.explainers]
+                    )
                     for metric in shown.faithfulness
                 ),
             ],

@@ -45,7 +45,14 @@ def log_evaluation(entry: Mapping[str, Any], config: Mapping[str, Any], network:
     logger.log_metrics(record)
     run = logger.experiment
     if not run.disabled and logger.explanations_mib:
-        log_files(run, f"explanations-{run.id}", "explanations", _files(folder.path, network), folder.path, logger.explanations_mib)
+        log_files(
+            run,
+            f"explanations-{run.id}",
+            "explanations",
+            _files(folder.path, network),
+            folder.path,
+            logger.explanations_mib,
+        )
     finish()
 
 
@@ -66,4 +73,7 @@ def of_network(results: Results, network: str) -> Results:
 def _files(folder: Path, network: str) -> list[Path]:
     maps = sorted((folder / "explanations").glob("*.npz"))
     part = f"__model={quote(network, safe=' =+@')}__"  # as the run directory writes it
-    return [*(folder / name for name in TABLES if (folder / name).is_file()), *(path for path in maps if part in path.name)]
+    return [
+        *(folder / name for name in TABLES if (folder / name).is_file()),
+        *(path for path in maps if part in path.name),
+    ]

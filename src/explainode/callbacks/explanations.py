@@ -94,7 +94,9 @@ class ExplanationCallback(Callback):
         chosen = {name: explainer for name, explainer in explainers.items() if name not in without}
         self.explainers = {name: explainer for name, explainer in chosen.items() if not explainer.learns}
         if learning := [name for name in chosen if name not in self.explainers]:
-            rank_zero_info(f"{', '.join(learning)}: learns from a pass over the data, so it explains after training, not in each epoch")
+            rank_zero_info(
+                f"{', '.join(learning)}: learns from a pass over the data, so it explains after training, not in each epoch"
+            )
         self.metrics = {name: metric for name, metric in metrics.items() if name not in without}
         self.images, self.panel_images, self.every_n_epochs, self.budget = images, panel_images, every_n_epochs, budget
         self.batch_size, self.chunk_size, self.noise, self.seed = batch_size, chunk_size, noise, seed
@@ -125,14 +127,20 @@ class ExplanationCallback(Callback):
             )
         data = trainer.datamodule  # type: ignore[attr-defined]
         if stage == "fit" and not all(hasattr(data, name) for name in ("batches", "select_images", "dataset")):
-            raise UserError("the explanations callback takes its images from an explainode data module; pass one as datamodule=...")
+            raise UserError(
+                "the explanations callback takes its images from an explainode data module; pass one as datamodule=..."
+            )
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._epoch_started = time.monotonic()
 
     def _due(self, trainer: Trainer) -> bool:
         epoch = trainer.current_epoch + 1
-        return trainer.state.fn == "fit" and not trainer.sanity_checking and (epoch % self.every == 0 or epoch == trainer.max_epochs)
+        return (
+            trainer.state.fn == "fit"
+            and not trainer.sanity_checking
+            and (epoch % self.every == 0 or epoch == trainer.max_epochs)
+        )
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._due(trainer):
@@ -167,10 +175,14 @@ class ExplanationCallback(Callback):
         allowed = [allowed[i] for i in spread_order(len(allowed))]
         if self.budget is None or epoch_seconds is None:
             return allowed
-        count, self.every = self._afford(trainer, pl_module, allowed, self.budget * trainer.strategy.broadcast(epoch_seconds))
+        count, self.every = self._afford(
+            trainer, pl_module, allowed, self.budget * trainer.strategy.broadcast(epoch_seconds)
+        )
         return allowed[:count]
 
-    def _afford(self, trainer: Trainer, pl_module: LightningModule, allowed: list[int], seconds: float) -> tuple[int, int]:
+    def _afford(
+        self, trainer: Trainer, pl_module: LightningModule, allowed: list[int], seconds: float
+    ) -> tuple[int, int]:
         """How many images fit into `seconds` of each epoch, and every how many epochs they are explained; by the clock of rank 0."""
 
         def cost(count: int) -> float:
@@ -185,7 +197,9 @@ class ExplanationCallback(Callback):
         large = min(len(allowed), self.batch_size * trainer.world_size, affordable // 4)
         if large > 2 * small:
             second = cost(large)
-            per_image = max((second - first) / (large - small), second / large / 4)  # the difference of two noisy times may be anything
+            per_image = max(
+                (second - first) / (large - small), second / large / 4
+            )  # the difference of two noisy times may be anything
             once = max(0.0, second - per_image * large)
             affordable = int((seconds * self.every_n_epochs - once) / per_image)
         least = min(self.panel_images, len(allowed))
@@ -199,7 +213,9 @@ class ExplanationCallback(Callback):
         )
         return least, every
 
-    def _evaluate(self, trainer: Trainer, pl_module: LightningModule, indices: Sequence[int], panel: Sequence[int]) -> Results:
+    def _evaluate(
+        self, trainer: Trainer, pl_module: LightningModule, indices: Sequence[int], panel: Sequence[int]
+    ) -> Results:
         data = trainer.datamodule  # type: ignore[attr-defined]
         mine = sorted(indices)[trainer.global_rank :: trainer.world_size]
         largest = -(-len(indices) // trainer.world_size)  # of the ranks' shares
@@ -249,7 +265,9 @@ class ExplanationCallback(Callback):
 
     def _log(self, trainer: Trainer, pl_module: LightningModule, results: Results, seconds: float) -> None:
         scalars = {f"explain/{row.explainer}/{row.metric}": row.value for row in results.rows if row.explainer}
-        pl_module.log_dict({**scalars, "explain/images": float(len(self.chosen or [])), "explain/seconds": seconds}, batch_size=1)
+        pl_module.log_dict(
+            {**scalars, "explain/images": float(len(self.chosen or [])), "explain/seconds": seconds}, batch_size=1
+        )
 
     def _log_pictures(self, trainer: Trainer, results: Results) -> None:
         from lightning.pytorch.loggers import WandbLogger

@@ -39,7 +39,9 @@ class Finite(Callback):
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         self._losses.append((loss.detach(), *self._batch))
 
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer) -> None:
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
         numbers = [loss.float() for loss, _, _ in self._losses]
         grads: list[Tensor] = []
         if self.gradients and getattr(trainer.precision_plugin, "scaler", None) is None:

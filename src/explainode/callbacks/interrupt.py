@@ -27,4 +27,8 @@ class Interrupt(Leave):
         if self.requested:
             raise KeyboardInterrupt
         self.request(number)
-        print("\nstopping after this batch and saving a checkpoint; press Ctrl-C again to stop at once", file=sys.stderr, flush=True)
+        print(
+            "\nstopping after this batch and saving a checkpoint; press Ctrl-C again to stop at once",
+            file=sys.stderr,
+            flush=True,
+        )

@@ -71,7 +71,9 @@ class Leave(Callback):
         if _leaves(trainer)[-1] is self:
             check(trainer)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         self._trained = True
         # after an epoch's last batch Lightning resumes at the next epoch: the validation before it would be lost
         if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
@@ -104,7 +106,11 @@ class Leave(Callback):
         self.left = True
 
     def _path(self, trainer: Trainer) -> Path:
-        folder = self.dirpath or getattr(trainer.checkpoint_callback, "dirpath", None) or Path(trainer.default_root_dir) / "checkpoints"
+        folder = (
+            self.dirpath
+            or getattr(trainer.checkpoint_callback, "dirpath", None)
+            or Path(trainer.default_root_dir) / "checkpoints"
+        )
         return Path(folder) / "last.ckpt"
 
     @staticmethod

@@ -24,7 +24,12 @@ from explainode.errors import UserError
 log = logging.getLogger(__name__)
 
 MODES = ("auto", "online", "offline", "disabled")
-BY_EPOCH = ("train/*", "val/*", "test/*", "explain/*")  # what is drawn over epochs; everything else over trainer/global_step
+BY_EPOCH = (
+    "train/*",
+    "val/*",
+    "test/*",
+    "explain/*",
+)  # what is drawn over epochs; everything else over trainer/global_step
 # W&B's own limits are 90 s for the start and none for the end: a run must not wait for a server that does not answer
 START_SECONDS, END_SECONDS = 30.0, 120.0
 
@@ -51,7 +56,9 @@ def wandb_mode(mode: str = "auto") -> str:
         _say_offline()
         return "offline"
     if mode == "online" and not logged_in():
-        raise UserError("W&B's mode is 'online', but nobody is logged in; run `wandb login`, or set logger.wandb.mode=offline")
+        raise UserError(
+            "W&B's mode is 'online', but nobody is logged in; run `wandb login`, or set logger.wandb.mode=offline"
+        )
     return mode
 
 
@@ -71,7 +78,9 @@ def finish() -> None:
     folder, start = Path(run.dir).parents[2], time.monotonic()
     run.finish()
     if time.monotonic() - start >= END_SECONDS:
-        rank_zero_warn(f"W&B did not take everything in time; upload the rest later with `explainode sync --include-online {folder}`")
+        rank_zero_warn(
+            f"W&B did not take everything in time; upload the rest later with `explainode sync --include-online {folder}`"
+        )
 
 
 class RunLogger(WandbLogger):
@@ -88,10 +97,14 @@ class RunLogger(WandbLogger):
         model_mib, explanations_mib: see `wandb_logger`.
     """
 
-    def __init__(self, folder: Path, code: bool = True, model_mib: float = 512.0, explanations_mib: float = 64.0, **settings: Any) -> None:
+    def __init__(
+        self, folder: Path, code: bool = True, model_mib: float = 512.0, explanations_mib: float = 64.0, **settings: Any
+    ) -> None:
         super().__init__(save_dir=str(folder), **settings)
         self._wandb_init.pop("anonymous", None)  # W&B warns of it even where it is None
-        self._wandb_init["settings"] = wandb.Settings(init_timeout=START_SECONDS, finish_timeout=END_SECONDS, silent=self._offline)
+        self._wandb_init["settings"] = wandb.Settings(
+            init_timeout=START_SECONDS, finish_timeout=END_SECONDS, silent=self._offline
+        )
         self.folder, self.code = folder, code
         self.model_mib, self.explanations_mib = model_mib, explanations_mib
         self._checkpoints: ModelCheckpoint | None = None
@@ -141,7 +154,12 @@ class RunLogger(WandbLogger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        if status == "success" and self._experiment is not None and self._checkpoints is not None and not self._experiment.disabled:
+        if (
+            status == "success"
+            and self._experiment is not None
+            and self._checkpoints is not None
+            and not self._experiment.disabled
+        ):
             path = self._checkpoints.last_model_path or self._checkpoints.best_model_path
             if path and self.model_mib:
                 log_model(self._experiment, Path(path), self.model_mib)

@@ -20,7 +20,9 @@ POINT_COLUMNS = ("model", "explainer", "metric", "x", "mean", "low", "high")
 BINS = 32
 
 
-def log_explanations(logger: WandbLogger, results: Results, class_names: Sequence[str], epoch: int, global_step: int) -> None:
+def log_explanations(
+    logger: WandbLogger, results: Results, class_names: Sequence[str], epoch: int, global_step: int
+) -> None:
     """Log what `pictures` makes of an epoch's results under `explain/`."""
     logger.log_metrics({**pictures(results, class_names, "explain", epoch), "epoch": epoch}, step=global_step)
 
@@ -39,7 +41,9 @@ def pictures(results: Results, class_names: Sequence[str], prefix: str, epoch: i
         names = ", ".join(maps.explainer for maps in results.maps)
         drawn = panel(results.maps, class_names, style="overlay", images=len(results.maps[0].image))
         record[f"{prefix}/panel"] = [wandb.Image(drawn, caption=f"epoch {epoch}: input, {names}")]
-    curves = {metric: draw_curves(results, metric) for metric in dict.fromkeys(metric for _, _, metric in results.curves)}
+    curves = {
+        metric: draw_curves(results, metric) for metric in dict.fromkeys(metric for _, _, metric in results.curves)
+    }
     if curves:
         record[f"{prefix}/curves"] = [
             wandb.Image(drawn, caption=f"epoch {epoch}: {metric}, 95 % bands") for metric, drawn in curves.items()

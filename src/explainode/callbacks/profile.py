@@ -28,7 +28,13 @@ PARTS = (
 )
 REST = "Lightning and loggers"
 VALIDATION = "validation"
-ORDER = (*(name for name, _ in PARTS if name not in ("explanations", "checkpoints")), REST, VALIDATION, "explanations", "checkpoints")
+ORDER = (
+    *(name for name, _ in PARTS if name not in ("explanations", "checkpoints")),
+    REST,
+    VALIDATION,
+    "explanations",
+    "checkpoints",
+)
 OPERATORS = 8
 
 
@@ -95,8 +101,12 @@ class StepProfiler(Profiler):
         if self._in_clock_window(self.batches - 1):
             self.timed += 1
         if self.batches == self.skip + self.steps + 1:
-            activities = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * torch.cuda.is_available()
-            os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # or torch's profiler complains on stderr where there is no GPU
+            activities = [torch.profiler.ProfilerActivity.CPU] + [
+                torch.profiler.ProfilerActivity.CUDA
+            ] * torch.cuda.is_available()
+            os.environ.setdefault(
+                "KINETO_LOG_LEVEL", "5"
+            )  # or torch's profiler complains on stderr where there is no GPU
             self._watch = torch.profiler.profile(activities=activities)
             self._watch.__enter__()
         elif self.batches == self.skip + 2 * self.steps + 1:
@@ -158,14 +168,20 @@ class StepProfiler(Profiler):
             f"{'part':<30}{'ms a step':>10}{'share of the epoch':>20}",
         ]
         for part, (_, share) in shares.items():
-            each = f"{1000 * self.step_seconds[part] / self.timed:.2f}" if self.timed and self.step_seconds.get(part) else ""
+            each = (
+                f"{1000 * self.step_seconds[part] / self.timed:.2f}"
+                if self.timed and self.step_seconds.get(part)
+                else ""
+            )
             lines.append(f"{part:<30}{each:>10}{share:>20.1%}")
         lines += ["", *self._operators(), "", "What to try:", *(f"- {sentence}" for sentence in self.advice())]
         return "\n".join(lines) + "\n"
 
     def _operators(self) -> list[str]:
         if self._watch is None:
-            return [f"(operators: the epoch has {self.batches} steps; they are watched from step {self.skip + self.steps + 1} on)"]
+            return [
+                f"(operators: the epoch has {self.batches} steps; they are watched from step {self.skip + self.steps + 1} on)"
+            ]
         device = "device_time" if torch.cuda.is_available() else "cpu_time"
         events = [(getattr(event, f"self_{device}_total"), event) for event in self._watch.key_averages()]
         total = sum(own for own, _ in events) or 1.0
@@ -187,19 +203,27 @@ class StepProfiler(Profiler):
                 f"reading data takes {share['reading data']:.0%}: raise data.num_workers (now {facts.get('workers', '?')}) as far as there are cores"
             )
         if share["to the device, augmentation"] > 0.1:
-            found.append("augmentation is paid in the training process: data.augment=null says how much; on a GPU it runs there")
+            found.append(
+                "augmentation is paid in the training process: data.augment=null says how much; on a GPU it runs there"
+            )
         if share["explanations"] > 0.15:
             found.append(
                 f"explanations take {share['explanations']:.0%}: lower callback.explanations.budget or .images, or raise .every_n_epochs"
             )
         if share["checkpoints"] > 0.05:
-            found.append("checkpoints: raise callback.checkpoint.every_n_epochs, or write to a faster disk with run_dir")
+            found.append(
+                "checkpoints: raise callback.checkpoint.every_n_epochs, or write to a faster disk with run_dir"
+            )
         if share["optimizer"] > 0.1:
             found.append("the optimizer: +module.optimizer.fused=true does its step in one pass over the weights")
         if share["callbacks"] + share[REST] > 0.05:
-            found.append("callbacks, loggers and the loop: raise trainer.log_every_n_steps, and data.batch_size, so that a step does more")
+            found.append(
+                "callbacks, loggers and the loop: raise trainer.log_every_n_steps, and data.batch_size, so that a step does more"
+            )
         if share[VALIDATION] > 0.3:
-            found.append("validation: raise trainer.check_val_every_n_epoch, or lower data.val_size where the data has it")
+            found.append(
+                "validation: raise trainer.check_val_every_n_epoch, or lower data.val_size where the data has it"
+            )
         arithmetic = share["forward"] + share["backward"]
         if on_gpu and arithmetic > 0.5 and str(facts.get("precision", "")).startswith("32"):
             found.append("arithmetic in float32 on a GPU: trainer.precision=bf16-mixed")

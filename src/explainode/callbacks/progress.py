@@ -132,7 +132,9 @@ class Progress(ProgressBar):
         self._at("training", 0, self.total_train_batches)
         self._epoch_started, self._batches_before = time.monotonic(), 0
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if self._stage != "training":  # resumed in mid epoch, or back from a validation
             self._epoch_started, self._batches_before = time.monotonic(), batch_idx + 1
         self._loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
@@ -140,7 +142,11 @@ class Progress(ProgressBar):
 
     def _evaluated(self, stage: str, done: int, dataloader_idx: int) -> None:
         self.has_dataloader_changed(dataloader_idx)
-        total = self.total_test_batches_current_dataloader if stage == "testing" else self.total_val_batches_current_dataloader
+        total = (
+            self.total_test_batches_current_dataloader
+            if stage == "testing"
+            else self.total_val_batches_current_dataloader
+        )
         self._at(stage, done, total)
 
     def on_validation_batch_start(

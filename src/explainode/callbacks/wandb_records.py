@@ -45,7 +45,9 @@ def read_records(path: Path) -> Iterator[bytes]:
         if len(data) < length or (kind == 0 and not any(content[at:])):
             return
         if kind not in _CHECKSUMS or zlib.crc32(data, _CHECKSUMS[kind]) != checksum:
-            raise UserError(f"{path} is damaged at byte {at}; copy the run again (the run's metrics.csv holds its numbers)")
+            raise UserError(
+                f"{path} is damaged at byte {at}; copy the run again (the run's metrics.csv holds its numbers)"
+            )
         at += PIECE.size + length
         parts.append(data)
         if kind in (FULL, LAST):
@@ -101,7 +103,9 @@ class RunFile:
     @property
     def size(self) -> int:
         """Bytes of everything that an upload sends: the log, the run's files, its artifacts."""
-        own = sum(file.stat().st_size for file in self.path.parent.rglob("*") if file.is_file() and not file.is_symlink())
+        own = sum(
+            file.stat().st_size for file in self.path.parent.rglob("*") if file.is_file() and not file.is_symlink()
+        )
         return own + sum(self.files.values())
 
 
@@ -117,8 +121,17 @@ def inspect(path: Path, run_directory: Path) -> RunFile:
         kind = record.WhichOneof("record_type")
         if kind == "run":
             run = record.run
-            found.run_id, found.name, found.entity, found.project = run.run_id, run.display_name, run.entity, run.project
-            found.group, found.job_type, found.started = run.run_group, run.job_type, run.start_time.ToMicroseconds() / 1e6
+            found.run_id, found.name, found.entity, found.project = (
+                run.run_id,
+                run.display_name,
+                run.entity,
+                run.project,
+            )
+            found.group, found.job_type, found.started = (
+                run.run_group,
+                run.job_type,
+                run.start_time.ToMicroseconds() / 1e6,
+            )
         elif kind == "history":
             found.history += 1
         elif kind == "artifact":

@@ -17,7 +17,15 @@ from explainode.cli.heartbeat import Heartbeat
 from explainode.cli.help import verb_help
 from explainode.cli.missing import Missing, read_missing, sentences, write_missing
 from explainode.cli.registry import check_parameters
-from explainode.cli.subjects import PARTIAL, check_weights, compose_benchmark, digest, listed, run_folders, trained_networks
+from explainode.cli.subjects import (
+    PARTIAL,
+    check_weights,
+    compose_benchmark,
+    digest,
+    listed,
+    run_folders,
+    trained_networks,
+)
 from explainode.errors import UserError
 
 if TYPE_CHECKING:
@@ -65,13 +73,18 @@ def run(arguments: Sequence[str]) -> int:
                 raise KeyboardInterrupt
             if bench.faults:
                 raise bench.faults[0]
-            raise UserError(f"nothing could be measured: {'; '.join(dict.fromkeys(missing.reason for missing in bench.missing))}")
+            raise UserError(
+                f"nothing could be measured: {'; '.join(dict.fromkeys(missing.reason for missing in bench.missing))}"
+            )
         bench.write_results(cells, draw=not interrupted)
     finish(bench.folder)
     for sentence in sentences(bench.missing):
         print(sentence, file=sys.stderr)
     if interrupted:
-        print(f"interrupted: the same command with run_dir={bench.folder.path} goes on with the first missing cell", file=sys.stderr)
+        print(
+            f"interrupted: the same command with run_dir={bench.folder.path} goes on with the first missing cell",
+            file=sys.stderr,
+        )
         return 130
     if bench.faults:
         raise bench.faults[0]
@@ -88,7 +101,14 @@ class Benchmark:
     """
 
     def __init__(self, settings: dict[str, Any], networks: dict[str, Any], facts: dict[str, Any], data: Any) -> None:
-        from explainode.cli.build import choose_device, choose_panel, correct_images, in_memory_order, many, select_images
+        from explainode.cli.build import (
+            choose_device,
+            choose_panel,
+            correct_images,
+            in_memory_order,
+            many,
+            select_images,
+        )
         from explainode.report.run import RunDirectory
 
         self.settings, self.data = settings, data
@@ -122,7 +142,9 @@ class Benchmark:
         count_classes(config, data)
         settings = plain(config)
         models = settings["models"]
-        if settings["data"].get("num_classes") is None:  # pictures without labels: the networks say how many classes they know
+        if (
+            settings["data"].get("num_classes") is None
+        ):  # pictures without labels: the networks say how many classes they know
             counts = [fill_classes(model) for model in models.values()]
             settings["data"]["num_classes"] = next((count for count in counts if count is not None), None)
         check_parameters({key: settings[key] for key in ("data", "models", "explainer", "metric")})
@@ -147,7 +169,9 @@ class Benchmark:
         reasons: dict[str, str] = {}
 
         def tensors() -> Iterator[tuple[str, torch.Tensor]]:
-            for batch in self.data.batches(self.evaluation["split"], self.indices, 1):  # one by one: no batch size changes the hash
+            for batch in self.data.batches(
+                self.evaluation["split"], self.indices, 1
+            ):  # one by one: no batch size changes the hash
                 for name, metric in self.metrics.items():
                     if name not in reasons and (reason := missing_for(name, metric, batch)) is not None:
                         reasons[name] = reason
@@ -167,12 +191,17 @@ class Benchmark:
         from explainode.cli.cells import CONTENT, Protocol
 
         evaluation = self.evaluation
-        learning = {name: {"fit_images": evaluation["fit_images"]} for name, explainer in self.explainers.items() if explainer.learns}
+        learning = {
+            name: {"fit_images": evaluation["fit_images"]}
+            for name, explainer in self.explainers.items()
+            if explainer.learns
+        }
         common = {key: evaluation[key] for key in ("split", "noise", "seed", "only_correct", "panel")}
         chosen = digest([("indices", _as_tensor(self.indices))])
         facts = {
             "evaluation": common | {"images": f"{len(self.indices)} images ({chosen})"},
-            "data": {key: value for key, value in self.settings["data"].items() if key not in PARTIAL} | {CONTENT: content},
+            "data": {key: value for key, value in self.settings["data"].items() if key not in PARTIAL}
+            | {CONTENT: content},
             "models": networks,
             "explainer": {name: self.settings["explainer"][name] | learning.get(name, {}) for name in self.explainers},
             "metric": {
@@ -232,7 +261,9 @@ class Benchmark:
         grid.start(key)
         found = None
         try:
-            found = self._evaluate(key, {name: self.metrics[name] for name in names}, self.indices, self.panel, grid, note, kept)
+            found = self._evaluate(
+                key, {name: self.metrics[name] for name in names}, self.indices, self.panel, grid, note, kept
+            )
         except Exception as error:  # the other cells go on; it is listed, and raised at the end unless it is the user's
             self._note(Missing.because(error, model, explainer), error)
         self.data.check_skipped()
@@ -264,7 +295,9 @@ class Benchmark:
         model, explainer = key
         settings, network = self.evaluation, self.networks[model]
         if key not in self._fitted:
-            self._fitted[key] = fit_explainers({explainer: self.explainers[explainer]}, network, self.data, settings)[explainer]
+            self._fitted[key] = fit_explainers({explainer: self.explainers[explainer]}, network, self.data, settings)[
+                explainer
+            ]
         return evaluate(
             network,
             {explainer: self._fitted[key]},
@@ -304,13 +337,21 @@ class Benchmark:
         from explainode.metrics.results import Results
 
         config = self.folder.read_config()
-        rank = {name: k for k, name in enumerate(self.networks)}, {name: k for k, name in enumerate(config["explainer"])}
-        order = sorted(cells.parts, key=lambda key: tuple(place.get(name, len(place)) for place, name in zip(rank, key, strict=True)))
+        rank = (
+            {name: k for k, name in enumerate(self.networks)},
+            {name: k for k, name in enumerate(config["explainer"])},
+        )
+        order = sorted(
+            cells.parts,
+            key=lambda key: tuple(place.get(name, len(place)) for place, name in zip(rank, key, strict=True)),
+        )
         merged, seen = Results(), set()
         with Heartbeat("putting the cells together"):
             for key in order:
                 found = cells.read(*key)
-                rows = [row for row in found.rows if (row.model, row.explainer, row.metric) not in seen]  # a network's accuracy is in each
+                rows = [
+                    row for row in found.rows if (row.model, row.explainer, row.metric) not in seen
+                ]  # a network's accuracy is in each
                 seen |= {(row.model, row.explainer, row.metric) for row in rows}
                 merged.extend(replace(found, rows=rows, maps=[]))
             merged.warnings += sentences(self._write_missing())

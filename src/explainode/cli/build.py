@@ -36,7 +36,9 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {name!r} cannot be used ({str(error).splitlines()[0]}); choose cpu, cuda or auto") from error
+        raise UserError(
+            f"device {name!r} cannot be used ({str(error).splitlines()[0]}); choose cpu, cuda or auto"
+        ) from error
     return device
 
 
@@ -85,7 +87,8 @@ def fill_classes(model: dict[str, Any]) -> int | None:
 def without_weights(model: Mapping[str, Any]) -> dict[str, Any]:
     """A model's settings without the files of weights that it, or a model in it, was made from: a checkpoint holds everything."""
     return {
-        key: without_weights(value) if isinstance(value, Mapping) else None if key == "weights" else value for key, value in model.items()
+        key: without_weights(value) if isinstance(value, Mapping) else None if key == "weights" else value
+        for key, value in model.items()
     }
 
 
@@ -155,7 +158,9 @@ def correct_images(
     look(first)
     accuracy = {name: dict(found) for name, found in seen.items()}
     if not all(accuracy.values()):
-        raise UserError("only_correct=true asks for labels, but this data has none; choose data with labels, or only_correct=false")
+        raise UserError(
+            "only_correct=true asks for labels, but this data has none; choose data with labels, or only_correct=false"
+        )
     chosen = [position for position in first if right(position)]
     if isinstance(images, int):
         chosen = _next_right(first, length, look, right)
@@ -167,7 +172,9 @@ def correct_images(
     return chosen, accuracy
 
 
-def _next_right(first: list[int], length: int, look: Callable[[list[int]], None], right: Callable[[int], bool]) -> list[int]:
+def _next_right(
+    first: list[int], length: int, look: Callable[[list[int]], None], right: Callable[[int], bool]
+) -> list[int]:
     """For each of the evenly spaced positions itself or the next one that is right, then any others, until there are as many."""
     ends = [*first[1:], length]
     chosen = {k: position for k, position in enumerate(first) if right(position)}
@@ -180,7 +187,11 @@ def _next_right(first: list[int], length: int, look: Callable[[list[int]], None]
         chosen |= {k: position for k, position in wave.items() if right(position)}
     found = set(chosen.values())
     for offset in range(1, longest):  # stretches without any: the images right after the evenly spaced ones of others
-        spare = [start + offset for start, end in zip(first, ends, strict=True) if start + offset < end and start + offset not in found]
+        spare = [
+            start + offset
+            for start, end in zip(first, ends, strict=True)
+            if start + offset < end and start + offset not in found
+        ]
         while len(found) < len(first) and spare:
             wanted, spare = spare[: len(first) - len(found)], spare[len(first) - len(found) :]
             look(wanted)
@@ -188,7 +199,9 @@ def _next_right(first: list[int], length: int, look: Callable[[list[int]], None]
     return sorted(found)
 
 
-def fit_explainers(explainers: Mapping[str, Any], network: nn.Module, data: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+def fit_explainers(
+    explainers: Mapping[str, Any], network: nn.Module, data: Any, settings: Mapping[str, Any]
+) -> dict[str, Any]:
     """The explainers of one network; those that learn from data have seen `fit_images` training images, evenly spaced.
 
     Raises:
@@ -237,7 +250,9 @@ def measure(
     rank, world_size = ranks()
     everything = Results()
 
-    def look(name: str, metrics: Mapping[str, Any], images: list[int], panel: list[int], progress: Heartbeat) -> Results:
+    def look(
+        name: str, metrics: Mapping[str, Any], images: list[int], panel: list[int], progress: Heartbeat
+    ) -> Results:
         """What `evaluate` finds of one network; every rank takes its share of the images."""
         mine = images[rank::world_size]
         return evaluate(
@@ -259,7 +274,9 @@ def measure(
             correct=accuracy.get(name),
         )
 
-    fitted = {name: fit_explainers(explainers, network.to(device), data, settings) for name, network in networks.items()}
+    fitted = {
+        name: fit_explainers(explainers, network.to(device), data, settings) for name, network in networks.items()
+    }
     for name in networks:
         with Heartbeat(f"explaining {name}") as progress:
             found = look(name, metrics, indices, panel, progress)
@@ -268,7 +285,9 @@ def measure(
             folder.write_results(found)
         everything.extend(found)
     worst = [sample for sample in worst_images(everything) if sample not in panel]
-    for name in networks if worst else ():  # which images are worst is known only now: their maps are made again, to be drawn
+    for name in (
+        networks if worst else ()
+    ):  # which images are worst is known only now: their maps are made again, to be drawn
         with Heartbeat(f"drawing what {name} explains worst") as progress:
             more = {maps.explainer: maps for maps in look(name, {}, worst, worst, progress).maps}
         for place, maps in enumerate(everything.maps):

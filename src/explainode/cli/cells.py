@@ -69,7 +69,9 @@ def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]
     """`key is value there, value here` of all facts that differ; that the images are others is said only where no setting says why."""
     before, now = dict(_flat(there)), dict(_flat(here))
     keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-    if any(key.startswith(("data.", "evaluation.images", "evaluation.split")) and key != f"data.{CONTENT}" for key in keys):
+    if any(
+        key.startswith(("data.", "evaluation.images", "evaluation.split")) and key != f"data.{CONTENT}" for key in keys
+    ):
         keys = [key for key in keys if key != f"data.{CONTENT}"]
     return [f"{key} is {before.get(key, 'not set')} there, {now.get(key, 'not set')} here" for key in keys]
 
@@ -109,7 +111,9 @@ class Cells:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             self._lock.close()
-            raise UserError(f"another benchmark is writing to {self.path.parent}; wait for it or choose another run_dir=...") from error
+            raise UserError(
+                f"another benchmark is writing to {self.path.parent}; wait for it or choose another run_dir=..."
+            ) from error
         except OSError:
             pass  # a file system without locks: two benchmarks in one folder would do the same work twice, and spoil nothing
         for left in self._left_by_a_killed_process():
@@ -121,7 +125,9 @@ class Cells:
     def _left_by_a_killed_process(self) -> list[Path]:
         """What it was writing: files and folders that never came into their places."""
         folder = self.path.parent
-        return [left for place in (folder, folder / "explanations") for left in place.glob(".*.part")] + [*self.path.glob("*/*/.*.part")]
+        return [left for place in (folder, folder / "explanations") for left in place.glob(".*.part")] + [
+            *self.path.glob("*/*/.*.part")
+        ]
 
     def __exit__(self, *_: object) -> None:
         if self._lock is not None:
@@ -133,7 +139,9 @@ class Cells:
             part = Part(path, Protocol(record["protocol"]), float(record["seconds"]))
             assert all(group in part.protocol.facts for group in NAMED)
         except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
-            raise UserError(f"{path / 'cell.json'} is damaged ({error}); remove {path}, and it is measured again") from error
+            raise UserError(
+                f"{path / 'cell.json'} is damaged ({error}); remove {path}, and it is measured again"
+            ) from error
         model, explainer = unquote(path.parts[-3]), unquote(path.parts[-2])
         self.parts.setdefault((model, explainer), []).append(part)
 
@@ -148,7 +156,9 @@ class Cells:
                 there, here = part.protocol.shared_with(protocol)
                 if (differences := _differences(there, here)) != []:
                     more = f", and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
-                    if protocol.facts["evaluation"]["only_correct"] and any("evaluation.images is" in text for text in differences):
+                    if protocol.facts["evaluation"]["only_correct"] and any(
+                        "evaluation.images is" in text for text in differences
+                    ):
                         more += " (with only_correct=true other networks mean other images)"
                     raise UserError(
                         f"{self.path.parent} holds cells of another protocol ({model} x {explainer}: {_hash(there)} there, {_hash(here)} here): "
@@ -179,7 +189,9 @@ class Cells:
         """The files of its maps."""
         return sorted((self.parts[model, explainer][0].path / "explanations").glob("*.npz"))
 
-    def write(self, model: str, explainer: str, results: Results, protocol: Protocol, seconds: float, about: Mapping[str, Any]) -> None:
+    def write(
+        self, model: str, explainer: str, results: Results, protocol: Protocol, seconds: float, about: Mapping[str, Any]
+    ) -> None:
         """Add a part to a cell: it is whole, or not there.
 
         Args:
@@ -208,7 +220,10 @@ class Cells:
 
 def write_tables(folder: RunDirectory, results: Results) -> None:
     """The tables of a run directory in the place of those that it has; each is whole at any moment, metrics.csv comes last."""
-    with told_in_one_sentence(folder.path), tempfile.TemporaryDirectory(dir=folder.path, prefix=".", suffix=".part") as new:
+    with (
+        told_in_one_sentence(folder.path),
+        tempfile.TemporaryDirectory(dir=folder.path, prefix=".", suffix=".part") as new,
+    ):
         RunDirectory(new).write_results(results)
         for name in ("per_image.csv", "curves.csv", "warnings.txt", "metrics.csv"):
             if (Path(new) / name).exists():

@@ -97,7 +97,9 @@ def _free(folder: Path) -> Path:
 def _check_output(output: Path, folders: Sequence[Path]) -> None:
     """Refuse to write into one of the runs, or to mix this comparison with other results."""
     if output.resolve() in [folder.resolve() for folder in folders]:
-        raise UserError(f"the comparison would be written into {output}, which is one of the runs; name another folder with -o")
+        raise UserError(
+            f"the comparison would be written into {output}, which is one of the runs; name another folder with -o"
+        )
     if (output / "metrics.csv").is_file():
         raise UserError(f"{output} holds results already; name another folder with -o")
 

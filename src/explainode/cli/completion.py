@@ -21,7 +21,13 @@ BASH = """_explainode() {
 complete -o default -F _explainode explainode
 """
 ZSH = "autoload -U +X bashcompinit && bashcompinit\n" + BASH.replace(" || compopt -o nospace", "")
-SETTINGS_OF = {"train": "train", "demo": "train", "evaluate": "evaluate", "benchmark": "benchmark", "explain": "explain"}
+SETTINGS_OF = {
+    "train": "train",
+    "demo": "train",
+    "evaluate": "evaluate",
+    "benchmark": "benchmark",
+    "explain": "explain",
+}
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -72,7 +78,11 @@ def _settings(config_name: str, words: list[str]) -> list[str]:
         completer = BashCompletion(loader)
         if "=[" in words[-1]:  # Hydra does not complete inside lists: explainer=[ig,gra -> explainer=[ig,gradcam
             group = words[-1].partition("=")[0]
-            prefix, _, start = words[-1].rpartition(",") if "," in words[-1] else (f"{group}=", "", words[-1].partition("[")[2])
+            prefix, _, start = (
+                words[-1].rpartition(",") if "," in words[-1] else (f"{group}=", "", words[-1].partition("[")[2])
+            )
             joiner = "," if "," in words[-1] else "["
-            return [f"{prefix}{joiner}{name}" for name in sorted(loader.get_group_options(group)) if name.startswith(start)]
+            return [
+                f"{prefix}{joiner}{name}" for name in sorted(loader.get_group_options(group)) if name.startswith(start)
+            ]
         return sorted(completer._query(config_name=config_name, line=" ".join(words)))

@@ -86,7 +86,9 @@ def check_entries(config: DictConfig) -> None:
     for group in MANY_OF:
         for key, entry in (config.get(group) or {}).items():
             if entry is None:
-                raise UserError(f"{group}.{key} is null, expected an entry of conf/{group}; to leave it out write '~{group}.{key}'")
+                raise UserError(
+                    f"{group}.{key} is null, expected an entry of conf/{group}; to leave it out write '~{group}.{key}'"
+                )
             if isinstance(entry, DictConfig) and "_target_" not in entry:
                 raise UserError(
                     f"{group}.{key} is set, but {group} {key!r} is not chosen; choose it with '{group}=[...,{key}]' or drop the override"
@@ -109,7 +111,11 @@ def _keys(config: Any, prefix: str = "") -> Iterator[str]:
     for key in config:
         path = f"{prefix}{key}"
         yield path
-        if not OmegaConf.is_missing(config, key) and not OmegaConf.is_interpolation(config, key) and isinstance(config[key], DictConfig):
+        if (
+            not OmegaConf.is_missing(config, key)
+            and not OmegaConf.is_interpolation(config, key)
+            and isinstance(config[key], DictConfig)
+        ):
             yield from _keys(config[key], f"{path}.")
 
 
@@ -134,7 +140,9 @@ def _explain_failure(config_name: str, overrides: list[str], error: Exception) -
             if entry in names(head) and f"{head}.{entry}" not in known:
                 return f"{key} is set, but {head} {entry!r} is not chosen; choose it with '{head}=[...,{entry}]'"
         return f"no setting named {key!r}; the nearest are {nearest(key, known)}"
-    parse = re.search(r"(mismatched input|no viable alternative|token recognition|extraneous input|missing EQUAL)", str(error))
+    parse = re.search(
+        r"(mismatched input|no viable alternative|token recognition|extraneous input|missing EQUAL)", str(error)
+    )
     if parse:
         bad = next((o for o in overrides if "=" not in o), None)
         shown = bad if bad is not None else re.sub(r"\s+", " ", text)
@@ -155,6 +163,8 @@ def plain(config: DictConfig) -> dict[str, Any]:
     try:
         container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise UserError(str(error).splitlines()[0].replace("Missing mandatory value: ", "this setting has no value yet: ")) from error
+        raise UserError(
+            str(error).splitlines()[0].replace("Missing mandatory value: ", "this setting has no value yet: ")
+        ) from error
     assert isinstance(container, dict)
     return {str(key): value for key, value in container.items()}

@@ -63,11 +63,18 @@ def run(arguments: Sequence[str]) -> int:
         table.add_row("device", f"cpu, {torch.get_num_threads()} threads (no CUDA device)")
     from explainode.training.precision import native_bf16
 
-    bf16 = {True: "native on this CPU", False: "not native on this CPU: train on it with trainer.precision=32-true", None: "unknown"}
+    bf16 = {
+        True: "native on this CPU",
+        False: "not native on this CPU: train on it with trainer.precision=32-true",
+        None: "unknown",
+    }
     table.add_row("bfloat16", bf16[native_bf16()])
     disk = shutil.disk_usage(Path.cwd())
     table.add_row("disk here", f"{disk.free / 2**30:.1f} GiB free of {disk.total / 2**30:.0f}")
-    table.add_row("runs/", "writable" if os.access(Path.cwd(), os.W_OK) else "[red]this folder is read-only; pass run_dir=...[/red]")
+    table.add_row(
+        "runs/",
+        "writable" if os.access(Path.cwd(), os.W_OK) else "[red]this folder is read-only; pass run_dir=...[/red]",
+    )
     from explainode.callbacks.loggers import wandb_mode
 
     table.add_row("W&B", wandb_mode())

@@ -67,7 +67,11 @@ def _of_the_run(arguments: Sequence[str]) -> list[str]:
     """The words that change single settings of the run's data and model: ours, which they may not fit, are composed without them."""
     if not any(word.startswith("run=") and word != "run=null" for word in arguments):
         return []
-    return [word for word in arguments if word.split(".")[0] in ("data", "model") and "." in word.split("=")[0] and "=" in word]
+    return [
+        word
+        for word in arguments
+        if word.split(".")[0] in ("data", "model") and "." in word.split("=")[0] and "=" in word
+    ]
 
 
 def _with_run(config: Any, arguments: Sequence[str]) -> dict[str, Any]:
@@ -102,7 +106,9 @@ def change_settings(config: Any, words: Sequence[str]) -> Any:
         try:
             OmegaConf.update(config, key, OmegaConf.create(f"value: {value}").value)
         except Exception as error:
-            raise UserError(f"{word}: the run's {key.split('.')[0]} has no such setting ({str(error).splitlines()[0]})") from error
+            raise UserError(
+                f"{word}: the run's {key.split('.')[0]} has no such setting ({str(error).splitlines()[0]})"
+            ) from error
     return config
 
 

@@ -98,7 +98,9 @@ def _read(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]
         overrides.insert(0, f"model={options.model}")
     config = compose("explain", overrides)
     settings = plain(config)
-    settings["model_name"] = options.model or next((word.partition("=")[2] for word in overrides if word.startswith("model=")), "model")
+    settings["model_name"] = options.model or next(
+        (word.partition("=")[2] for word in overrides if word.startswith("model=")), "model"
+    )
     for key in ("target", "run", "checkpoint", "output"):
         if getattr(options, key) is not None:
             settings[key] = getattr(options, key)
@@ -161,12 +163,20 @@ def _subjects(settings: Mapping[str, Any]) -> list[Subject]:
         return [Subject(settings["model_name"], network.to(device).eval(), size, names)]
     folder = Path(settings["run"]) if settings["run"] else _newest_run()
     trained = run_config(folder)
-    asked = {"run": str(folder), "checkpoint": settings["checkpoint"], "variant": "model", "trained_as": trained.get("variant")}
+    asked = {
+        "run": str(folder),
+        "checkpoint": settings["checkpoint"],
+        "variant": "model",
+        "trained_as": trained.get("variant"),
+    }
     networks = run_networks(trained | asked)
     names = RunDirectory(folder).read_class_names() or None
     return [
         Subject(
-            f"{folder.name}/{name}", network.to(device).eval(), settings["size"] or trained.get("image_size") or network.image_size, names
+            f"{folder.name}/{name}",
+            network.to(device).eval(),
+            settings["size"] or trained.get("image_size") or network.image_size,
+            names,
         )
         for name, network in networks.items()
     ]
@@ -180,7 +190,9 @@ def _newest_run() -> Path:
     """
     found = sorted(Path("runs").glob("**/checkpoints/*/*.ckpt"), key=lambda path: path.stat().st_mtime)
     if not found:
-        raise UserError("there is no trained run under runs/; name one with --run RUN, or a network with --model NAME --weights PATH")
+        raise UserError(
+            "there is no trained run under runs/; name one with --run RUN, or a network with --model NAME --weights PATH"
+        )
     return found[-1].parents[2]
 
 
@@ -226,7 +238,8 @@ def class_index(word: str | int | None, classes: int, names: Sequence[str] | Non
         if 0 <= index < classes:
             return index
         raise UserError(
-            f"class {index} is out of range: this network has classes 0..{classes - 1}" + (", or give a class name" if names else "")
+            f"class {index} is out of range: this network has classes 0..{classes - 1}"
+            + (", or give a class name" if names else "")
         )
     lowered = {name.lower(): index for index, name in enumerate(names or [])}
     if text.lower() in lowered:
@@ -236,7 +249,9 @@ def class_index(word: str | int | None, classes: int, names: Sequence[str] | Non
     raise UserError(f"no class named {text!r}; the nearest are {nearest(text.lower(), lowered)}")
 
 
-def _explain(subject: Subject, settings: Mapping[str, Any], images: Any, paths: Sequence[Path]) -> tuple[list[dict[str, Any]], list[Any]]:
+def _explain(
+    subject: Subject, settings: Mapping[str, Any], images: Any, paths: Sequence[Path]
+) -> tuple[list[dict[str, Any]], list[Any]]:
     """Scores of every picture, and the maps of every method."""
     import torch
 
@@ -273,7 +288,11 @@ def _explain(subject: Subject, settings: Mapping[str, Any], images: Any, paths: 
                 score = scores[first + row]
                 top = probabilities[row].topk(min(5, probabilities.shape[1]))
                 score["predicted"] = [
-                    {"class": int(k), "name": subject.class_names[int(k)] if subject.class_names else None, "probability": float(p)}
+                    {
+                        "class": int(k),
+                        "name": subject.class_names[int(k)] if subject.class_names else None,
+                        "probability": float(p),
+                    }
                     for p, k in zip(top.values, top.indices, strict=True)
                 ]
                 score["explained"] = int(record.target[row])
@@ -303,7 +322,9 @@ def _write(folder: Path, scores: list[dict[str, Any]], maps: list[Any], names: S
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "scores.json").write_text(json.dumps(scores, indent=1), encoding="utf-8")
-        np.savez_compressed(folder / "maps.npz", **{f"{m.model}/{m.explainer}": m.attribution for m in maps}, image=maps[0].image)
+        np.savez_compressed(
+            folder / "maps.npz", **{f"{m.model}/{m.explainer}": m.attribution for m in maps}, image=maps[0].image
+        )
         picture = folder / "panel.png"
         panel(maps, names).save(picture)
     except OSError as error:
@@ -320,7 +341,11 @@ def _print(console: Any, scores: list[dict[str, Any]], names: Sequence[str] | No
         said = ", ".join(f"{p['name'] or p['class']} {p['probability']:.2f}" for p in score["predicted"][:3])
         console.print(f"{Path(score['picture']).name}: {score['network']} says {said}", highlight=False, markup=False)
         if score["explained"] != best["class"]:
-            console.print(f"  explained class: {names[score['explained']] if names else score['explained']}", highlight=False, markup=False)
+            console.print(
+                f"  explained class: {names[score['explained']] if names else score['explained']}",
+                highlight=False,
+                markup=False,
+            )
     table = Table(box=None, pad_edge=False)
     told = list(dict.fromkeys(what for entry in scores[0]["methods"].values() for what in entry.get("diagnostics", {})))
     for column in ("method", "gradients", "forwards", "seconds per picture", "completeness error", *told):
@@ -334,7 +359,9 @@ def _print(console: Any, scores: list[dict[str, Any]], names: Sequence[str] | No
             f"{np.mean([entry['seconds'] for entry in entries]):.3f}",
             f"{np.mean(errors):.2g}" if errors else "not defined",
             *(
-                f"{np.mean([e['diagnostics'][what] for e in entries]):.2g}" if what in entries[0].get("diagnostics", {}) else ""
+                f"{np.mean([e['diagnostics'][what] for e in entries]):.2g}"
+                if what in entries[0].get("diagnostics", {})
+                else ""
                 for what in told
             ),
         )

@@ -89,7 +89,9 @@ class Grid:
             images = f", {done}/{total} images" if total else ""
             now = f", {' x '.join(self.running)}{images} ({time.monotonic() - self._started:.0f} s)"
         left = self.remaining()
-        return f"{count} of {len(self.cells)} cells{now}" + (f", about {duration(left)} left" if left is not None and now else "")
+        return f"{count} of {len(self.cells)} cells{now}" + (
+            f", about {duration(left)} left" if left is not None and now else ""
+        )
 
     def __rich__(self) -> Group:
         from rich.console import Group
@@ -111,7 +113,11 @@ class Grid:
             done, total = self._images
             return f"[bold]{done}/{total}[/]" if total else "[bold]starts[/]"
         if cell.state in ("done", "kept"):
-            return f"[green]{duration(cell.seconds)}[/]" if cell.state == "done" else f"[dim green]{duration(cell.seconds)}[/]"
+            return (
+                f"[green]{duration(cell.seconds)}[/]"
+                if cell.state == "done"
+                else f"[dim green]{duration(cell.seconds)}[/]"
+            )
         return "[red]missing[/]" if cell.state == "missing" else "[dim]·[/]"
 
     def __enter__(self) -> Grid:
@@ -127,7 +133,9 @@ class Grid:
         view.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._view.stop()  # type: ignore[attr-defined]
 
 

@@ -43,7 +43,9 @@ def ranks_of(devices: Any) -> int:
         UserError: for anything but a number.
     """
     if isinstance(devices, bool) or not str(devices).isdigit() or int(devices) < 1:
-        raise UserError(f"trainer.devices={devices} does not say how many tasks a job needs; give a number, as in trainer.devices=2")
+        raise UserError(
+            f"trainer.devices={devices} does not say how many tasks a job needs; give a number, as in trainer.devices=2"
+        )
     return int(devices)
 
 
@@ -79,7 +81,9 @@ def check_launcher(config: DictConfig, launcher: str, sweeps: bool) -> None:
         )
     plugin = _PLUGINS.get(launcher)
     if plugin is not None and find_spec(f"hydra_plugins.{plugin}") is None:
-        raise UserError(f"hydra/launcher={launcher} needs a package that is not installed; pip install 'explainode[sweep]'")
+        raise UserError(
+            f"hydra/launcher={launcher} needs a package that is not installed; pip install 'explainode[sweep]'"
+        )
     if launcher in _OURS.values():
         ranks_of(config.trainer.devices)
     if launcher == "slurm" and shutil.which("sbatch") is None:
@@ -97,7 +101,9 @@ def train_in_own_process(folder: Path, overrides: Sequence[str], config_folders:
     folders = [word for place in config_folders for word in ("--config-dir", str(place))]
     own = [f'run_dir="{folder}"', f'hydra.run.dir="{folder}"']  # a point's directory may be named after its settings
     words = [sys.executable, "-m", "explainode", *folders, "train", *overrides, *own]
-    environment = {key: value for key, value in os.environ.items() if key not in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE")}
+    environment = {
+        key: value for key, value in os.environ.items() if key not in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE")
+    }
     status = subprocess.run(words, env=environment, check=False).returncode
     if status:
         raise UserError(f"a run of its own ended with status {status}: explainode {' '.join(words[3:])}")

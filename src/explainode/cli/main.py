@@ -55,7 +55,9 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     verb, rest = arguments[0], list(arguments[1:])
     if verb not in VERBS:
-        raise UserError(f"no verb named {verb!r}; the nearest are {nearest(verb, VERBS)} (explainode --help lists them)")
+        raise UserError(
+            f"no verb named {verb!r}; the nearest are {nearest(verb, VERBS)} (explainode --help lists them)"
+        )
     status = import_module(f"explainode.cli.{verb}").run(rest)
     return int(status or 0)
 

@@ -24,9 +24,13 @@ def quiet_libraries() -> None:
     warnings.filterwarnings(
         "ignore", message="The number of training batches .* is smaller than the logging interval"
     )  # epochs are logged too
-    warnings.filterwarnings("ignore", message="The '.*_dataloader' does not have many workers")  # ours makes whole batches at once
+    warnings.filterwarnings(
+        "ignore", message="The '.*_dataloader' does not have many workers"
+    )  # ours makes whole batches at once
     warnings.filterwarnings("ignore", message=".*does not have a deterministic implementation")
-    warnings.filterwarnings("ignore", message="It is recommended to use `self.log")  # what we log is the same on every rank already
+    warnings.filterwarnings(
+        "ignore", message="It is recommended to use `self.log"
+    )  # what we log is the same on every rank already
     warnings.filterwarnings(
         "ignore", message="The `srun` command is available"
     )  # on any machine with SLURM; inside a job we say it ourselves

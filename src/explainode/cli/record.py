@@ -24,5 +24,9 @@ def record_evaluation(settings: Mapping[str, Mapping[str, Any]], folder: RunDire
 
 def wandb_entries(settings: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The parameters of the W&B loggers among a configuration's loggers."""
-    chosen = (entry for entry in (settings.get("logger") or {}).values() if str(entry.get("_target_", "")).endswith(".wandb_logger"))
+    chosen = (
+        entry
+        for entry in (settings.get("logger") or {}).values()
+        if str(entry.get("_target_", "")).endswith(".wandb_logger")
+    )
     return [{key: value for key, value in entry.items() if not key.startswith("_")} for entry in chosen]

@@ -19,8 +19,27 @@ from explainode.errors import UserError, nearest
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
 
-GROUPS = ("model", "solver", "data", "module", "trainer", "composite", "explainer", "metric", "attack", "callback", "logger", "experiment")
-MANY_OF = ("explainer", "metric", "attack", "callback", "logger")  # several entries may be chosen; each sits under its own name
+GROUPS = (
+    "model",
+    "solver",
+    "data",
+    "module",
+    "trainer",
+    "composite",
+    "explainer",
+    "metric",
+    "attack",
+    "callback",
+    "logger",
+    "experiment",
+)
+MANY_OF = (
+    "explainer",
+    "metric",
+    "attack",
+    "callback",
+    "logger",
+)  # several entries may be chosen; each sits under its own name
 ALLOWED_TARGETS = (
     "explainode.",
     "torch.nn.",
@@ -206,8 +225,14 @@ def check_parameters(config: Any, where: str = "") -> None:
                 )
             if not isinstance(value, Mapping) and not _fits(value, hints.get(key, Any)):
                 expected = hints[key]
-                expected = getattr(expected, "__name__", None) if isinstance(expected, type) else str(expected).replace("typing.", "")
-                raise UserError(f"{where}.{key}={value} has the wrong type: expected {expected}, got {type(value).__name__}")
+                expected = (
+                    getattr(expected, "__name__", None)
+                    if isinstance(expected, type)
+                    else str(expected).replace("typing.", "")
+                )
+                raise UserError(
+                    f"{where}.{key}={value} has the wrong type: expected {expected}, got {type(value).__name__}"
+                )
     for key, value in config.items():
         check_parameters(value, f"{where}.{key}" if where else str(key))
 
@@ -217,7 +242,11 @@ def _hints(target: Callable[..., Any]) -> dict[str, Any]:
     function = target.__init__ if inspect.isclass(target) else target  # type: ignore[misc]
     try:
         return typing.get_type_hints(function)
-    except (NameError, TypeError, AttributeError):  # annotations that only a type checker can see: nothing to hold values against
+    except (
+        NameError,
+        TypeError,
+        AttributeError,
+    ):  # annotations that only a type checker can see: nothing to hold values against
         return {}
 
 
@@ -267,7 +296,11 @@ def load(path: str, overrides: Mapping[str, Any] | None = None) -> DictConfig:
             raise UserError(
                 f"{path} has no key {key!r}; the nearest are {nearest(key, [str(k) for k in config if not str(k).startswith('_')])}"
             )
-        config[key] = OmegaConf.merge(config[key], value) if isinstance(value, Mapping) and isinstance(config[key], DictConfig) else value
+        config[key] = (
+            OmegaConf.merge(config[key], value)
+            if isinstance(value, Mapping) and isinstance(config[key], DictConfig)
+            else value
+        )
     return config
 
 
@@ -286,7 +319,11 @@ def get(path: str, **overrides: Any) -> Any:
     Raises:
         UserError: for an unknown entry or parameter, or a value of the wrong type.
     """
-    objects = {key: value for key, value in overrides.items() if not isinstance(value, (str, int, float, bool, list, dict, type(None)))}
+    objects = {
+        key: value
+        for key, value in overrides.items()
+        if not isinstance(value, (str, int, float, bool, list, dict, type(None)))
+    }
     plain = {key: value for key, value in overrides.items() if key not in objects}
     config = load(path, plain)
     values = OmegaConf.to_container(config, resolve=False)

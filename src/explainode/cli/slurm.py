@@ -134,4 +134,6 @@ def was_requeued(run_directory: Path) -> bool:
 def _submitit_handler() -> Any | None:
     """The handler by which submitit requeues a job of its own; None where submitit does not run us."""
     handlers = (signal.getsignal(number) for number in NOTICES)
-    return next((handler for handler in handlers if getattr(handler, "__name__", "") == "checkpoint_and_try_requeue"), None)
+    return next(
+        (handler for handler in handlers if getattr(handler, "__name__", "") == "checkpoint_and_try_requeue"), None
+    )

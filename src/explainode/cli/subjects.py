@@ -36,7 +36,9 @@ def compose_benchmark(arguments: Sequence[str]) -> DictConfig:
 
     words = with_models(arguments)
     named = any(word.startswith("data=") for word in words)
-    late = [] if named else [word for word in words if word.startswith("data.")]  # of data that may be a run's: composed once we know
+    late = (
+        [] if named else [word for word in words if word.startswith("data.")]
+    )  # of data that may be a run's: composed once we know
     config = compose("benchmark", [word for word in words if word not in late])
     if not config.models and not config.runs and config.get("model") is None:
         raise UserError(
@@ -81,9 +83,15 @@ def with_models(words: Sequence[str]) -> list[str]:
         return rest
     known: list[str] = []
     if any(word.startswith("experiment=") for word in rest):
-        known = list(compose("benchmark", [word for word in rest if word.startswith(("experiment=", "allow_targets="))]).models)
+        known = list(
+            compose("benchmark", [word for word in rest if word.startswith(("experiment=", "allow_targets="))]).models
+        )
     dropped = [f"~model@models.{name}" for name in known if name not in chosen]
-    return [*dropped, *(f"{'' if name in known else '+'}model@models.{name}={entry}" for name, entry in chosen.items()), *rest]
+    return [
+        *dropped,
+        *(f"{'' if name in known else '+'}model@models.{name}={entry}" for name, entry in chosen.items()),
+        *rest,
+    ]
 
 
 def _choices(word: str, value: str) -> dict[str, str]:
@@ -94,14 +102,22 @@ def _choices(word: str, value: str) -> dict[str, str]:
     try:
         parsed = OverridesParser.create().parse_override(f"models={value}").value()
     except HydraException as error:
-        raise UserError(f"cannot read {word!r}: write 'models=[resnet20,resnet32]' or 'models={{mine:resnet20,other:resnet20}}'") from error
+        raise UserError(
+            f"cannot read {word!r}: write 'models=[resnet20,resnet32]' or 'models={{mine:resnet20,other:resnet20}}'"
+        ) from error
     listed = parsed if isinstance(parsed, list) else [parsed]
-    found = {str(k): str(v) for k, v in parsed.items()} if isinstance(parsed, dict) else {str(v): str(v) for v in listed}
+    found = (
+        {str(k): str(v) for k, v in parsed.items()} if isinstance(parsed, dict) else {str(v): str(v) for v in listed}
+    )
     for name in found:
         if not re.fullmatch(r"[A-Za-z_]\w*", name):
-            raise UserError(f"a network cannot be called {name!r}: names have letters, digits and _, as in 'models={{mine:resnet20}}'")
+            raise UserError(
+                f"a network cannot be called {name!r}: names have letters, digits and _, as in 'models={{mine:resnet20}}'"
+            )
     if len(found) < len(listed):
-        raise UserError(f"{word} names a network twice; give each its own name: 'models={{mine:resnet20,other:resnet20}}'")
+        raise UserError(
+            f"{word} names a network twice; give each its own name: 'models={{mine:resnet20,other:resnet20}}'"
+        )
     return found
 
 
@@ -135,7 +151,11 @@ def _data_of(runs: Mapping[str, Path]) -> dict[str, Any]:
     if not found:
         raise UserError(f"{runs[first]} does not say what data it was trained on; choose some with data=...")
     for name, data in trained.items():
-        differing = [key for key in {**found, **(data or {})} if key not in PARTIAL[1:] and (data or {}).get(key) != found.get(key)]
+        differing = [
+            key
+            for key in {**found, **(data or {})}
+            if key not in PARTIAL[1:] and (data or {}).get(key) != found.get(key)
+        ]
         if differing:
             raise UserError(
                 f"{first} and {name} were trained on different data (data.{differing[0]}); choose what to explain with data=..."
@@ -172,7 +192,9 @@ def trained_networks(folder: Path) -> dict[str, tuple[dict[str, Any], Any]]:
 
     trained = run_config(folder)
     if not trained.get("model"):
-        raise UserError(f"{folder} is no run of explainode train (its config.yaml names no model); name one that was trained")
+        raise UserError(
+            f"{folder} is no run of explainode train (its config.yaml names no model); name one that was trained"
+        )
     asked = trained | {"run": str(folder), "checkpoint": None, "variant": "model", "trained_as": trained.get("variant")}
     networks = run_networks(asked)
     return {name: (model, networks[name]) for name, (model, _) in chosen_variants(asked).items()}

@@ -58,7 +58,9 @@ def run(arguments: Sequence[str]) -> int:
             print(f"{number}. would upload {describe(job)}")
         return 0
     if not logged_in():
-        raise UserError("nobody is logged in to W&B; run `wandb login`, or set WANDB_API_KEY (--dry-run says what would be uploaded)")
+        raise UserError(
+            "nobody is logged in to W&B; run `wandb login`, or set WANDB_API_KEY (--dry-run says what would be uploaded)"
+        )
     failures = []
     for number, job in enumerate(jobs, 1):
         print(f"{number}/{len(jobs)}: uploading {describe(job)}", flush=True)
@@ -87,7 +89,9 @@ def find_jobs(folders: Sequence[Path], include_online: bool = False) -> list[Job
         kinds = ("offline-run-*", "run-*") if include_online else ("offline-run-*",)
         files = sorted(path for kind in kinds for path in folder.rglob(f"wandb/{kind}/run-*.wandb"))
         if not files:
-            raise UserError(f"{folder} holds no {'' if include_online else 'offline '}W&B run; train with 'logger=[csv,wandb]'")
+            raise UserError(
+                f"{folder} holds no {'' if include_online else 'offline '}W&B run; train with 'logger=[csv,wandb]'"
+            )
         for path in files:
             if path.resolve() in seen or is_uploaded(path):
                 continue
@@ -119,7 +123,9 @@ def describe(job: Job) -> str:
     missing = [name for part, _ in job for name in part.missing]
     if missing:
         facts.append(f"{len(missing)} file(s) of artifacts are not there any more, such as {missing[0]}")
-    return f"{first.name or first.run_id} to {first.entity or 'your default entity'}/{first.project} ({'; '.join(facts)})"
+    return (
+        f"{first.name or first.run_id} to {first.entity or 'your default entity'}/{first.project} ({'; '.join(facts)})"
+    )
 
 
 def upload(job: Job) -> str | None:
@@ -137,10 +143,19 @@ def upload(job: Job) -> str | None:
     environment.pop("WANDB_SERVICE", None)  # a service that this process may have started knows other settings
     with Heartbeat(f"uploading {job[0][0].run_id}"):
         done = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, stdin=subprocess.DEVNULL, env=environment
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            env=environment,
         )
     if all(is_uploaded(part.path) for part, _ in job):
         return None
     said = [line.removeprefix("wandb:").strip() for line in done.stdout.splitlines() if line.strip()]
     errors = [line for line in said if line.startswith("ERROR")] or said[-1:]
-    return errors[0].removeprefix("ERROR").strip() if errors else f"wandb sync ended with status {done.returncode} and said nothing"
+    return (
+        errors[0].removeprefix("ERROR").strip()
+        if errors
+        else f"wandb sync ended with status {done.returncode} and said nothing"
+    )

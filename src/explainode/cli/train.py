@@ -12,7 +12,15 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from explainode.callbacks.signals import TrainingInterrupted, TrainingLeft, TrainingPreempted, at_once
-from explainode.cli.compose import CONFIG_MODULE, check_entries, compose, compose_launcher, plain, register_resolvers, search_path
+from explainode.cli.compose import (
+    CONFIG_MODULE,
+    check_entries,
+    compose,
+    compose_launcher,
+    plain,
+    register_resolvers,
+    search_path,
+)
 from explainode.cli.heartbeat import Heartbeat
 from explainode.cli.help import verb_help
 from explainode.cli.launch import (
@@ -69,7 +77,9 @@ def run(arguments: Sequence[str]) -> int:
 
     register_resolvers()
     keep_preemptions()
-    os.environ[VERB] = "train"  # ranks that Lightning starts repeat the command line as Hydra sees it, which has no verb
+    os.environ[VERB] = (
+        "train"  # ranks that Lightning starts repeat the command line as Hydra sees it, which has no verb
+    )
     sys.argv[1:] = [*options, *search_path(), *overrides]  # options first: argparse stops at the first override
     points = _Points(sweeps, launcher, extra_config_folders())
 
@@ -85,7 +95,9 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"the run directory {folder} cannot be made ({error.strerror}); choose another with run_dir=...") from error
+        raise UserError(
+            f"the run directory {folder} cannot be made ({error.strerror}); choose another with run_dir=..."
+        ) from error
 
 
 class _Points:
@@ -139,7 +151,9 @@ class _Points:
         """Put our job back into the queue, if there is one, or remember that the training was left."""
         first = is_first_rank()
         if first:
-            saved = "there was nothing new to save" if left.checkpoint is None else f"everything is in {left.checkpoint}"
+            saved = (
+                "there was nothing new to save" if left.checkpoint is None else f"everything is in {left.checkpoint}"
+            )
             print(f"\nasked to make room: {saved}", file=sys.stderr, flush=True)
         queued = slurm_job() is not None or local_job() is not None
         if queued and (not first or requeue(folder)):
@@ -156,7 +170,9 @@ class _Points:
         if self.left is None:
             return 1 if found else 0
         if not is_first_rank():
-            return 0  # Lightning would take it for a rank that died, and kill the first one, which still writes its report
+            return (
+                0  # Lightning would take it for a rank that died, and kill the first one, which still writes its report
+            )
         return 130 if isinstance(self.left, TrainingInterrupted) else 128 + (self.left.signal or signal.SIGTERM)
 
 
@@ -175,11 +191,15 @@ def train(config: DictConfig) -> None:
         data = build_data(config)
         data.dataset("train")  # data that is not there is found before anything is trained
         if not data.num_classes:
-            raise UserError("training needs labels, and this data has none; sort the pictures into one folder per class")
+            raise UserError(
+                "training needs labels, and this data has none; sort the pictures into one folder per class"
+            )
         count_classes(config, data)
         settings = plain(config)
         select_images(settings["evaluation"], data)
-        check_parameters({key: settings[key] for key in ("model", "module", "trainer", "explainer", "metric", "callback", "logger")})
+        check_parameters(
+            {key: settings[key] for key in ("model", "module", "trainer", "explainer", "metric", "callback", "logger")}
+        )
         check_tasks(count_devices(settings["trainer"]), settings["trainer"].get("num_nodes", 1))
     folder = RunDirectory(Path(settings["output_dir"]))
     check_same_run(folder, settings)
@@ -294,7 +314,9 @@ def fit(settings: Mapping[str, Any], folder: Any) -> Any:
         if hasattr(logger, "describe"):  # W&B keeps the settings beside the numbers
             logger.describe(settings)
     plugins = [AtomicCheckpointIO(), *cluster_plugins()]
-    trainer = instantiate(settings["trainer"] | profiler(settings, folder), callbacks=callbacks, logger=loggers or False, plugins=plugins)
+    trainer = instantiate(
+        settings["trainer"] | profiler(settings, folder), callbacks=callbacks, logger=loggers or False, plugins=plugins
+    )
     slow = slow_precision(str(trainer.precision), trainer.strategy.root_device)
     if slow is not None:
         rank_zero_warn(slow)
@@ -352,6 +374,8 @@ def finish(folder: Any, interrupted: bool = False) -> None:
     console = Console()
     print_results(results, console)
     if interrupted:
-        console.print("Interrupted: the checkpoint and the report hold what was finished; go on with ckpt_path=auto and the same run_dir.")
+        console.print(
+            "Interrupted: the checkpoint and the report hold what was finished; go on with ckpt_path=auto and the same run_dir."
+        )
     console.print(sentence, soft_wrap=True, highlight=False, markup=False)
     console.print(f"report: {path}", soft_wrap=True, highlight=False, markup=False)

@@ -148,7 +148,11 @@ class AnnotatedDataset(FileDataset[Loaded]):
         def stack(kind: str, dtype: torch.dtype) -> Tensor | None:
             if kind not in self.provides:
                 return None
-            return torch.stack([found[kind] for _, found in loaded]) if ids else torch.empty(0, self.size, self.size, dtype=dtype)
+            return (
+                torch.stack([found[kind] for _, found in loaded])
+                if ids
+                else torch.empty(0, self.size, self.size, dtype=dtype)
+            )
 
         return Batch(
             image=torch.stack([image for image, _ in loaded]) if ids else torch.empty(0, 3, self.size, self.size),
@@ -238,4 +242,6 @@ class AnnotatedData(ImageData):
         records = self.records(split)
         if not records:
             raise UserError(f"no pictures of the {split} split in {self.root}")
-        return AnnotatedDataset(records, self.provides, self.image_size, self.class_names, self.num_classes, replace=split == "train")
+        return AnnotatedDataset(
+            records, self.provides, self.image_size, self.class_names, self.num_classes, replace=split == "train"
+        )

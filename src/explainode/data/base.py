@@ -112,7 +112,9 @@ class ImageData(LightningDataModule):
     class_names: list[str]
     image_size: int
 
-    def __init__(self, batch_size: int = 64, num_workers: int = 0, seed: int = 0, augment: Augment | None = None) -> None:
+    def __init__(
+        self, batch_size: int = 64, num_workers: int = 0, seed: int = 0, augment: Augment | None = None
+    ) -> None:
         super().__init__()
         if batch_size < 1:
             raise UserError(f"data.batch_size must be at least 1, got {batch_size}")
@@ -162,7 +164,9 @@ class ImageData(LightningDataModule):
         rank, world_size = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
         n = len(self.dataset(split))
         if n < world_size:  # Lightning leaves the loop out on a rank without batches, and the others wait there for it
-            raise UserError(f"{n} {split} images cannot be shared by {world_size} processes; use more images or fewer devices")
+            raise UserError(
+                f"{n} {split} images cannot be shared by {world_size} processes; use more images or fewer devices"
+            )
         return EpochSampler(n, self.batch_size, self.seed, shuffle, rank, world_size)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
@@ -192,7 +196,9 @@ class ImageData(LightningDataModule):
                 raise UserError(f"images={images!r} is neither a count, a slice like 0:16, nor a list of positions")
             first, last = int(match[1] or 0), int(match[2] or n)
             if not first < last <= n:
-                raise UserError(f"images={images!r} selects nothing or reaches outside the split, whose positions are 0..{n - 1}")
+                raise UserError(
+                    f"images={images!r} selects nothing or reaches outside the split, whose positions are 0..{n - 1}"
+                )
             return list(range(first, last))
         if isinstance(images, int):
             if not 1 <= images <= n:
@@ -231,7 +237,11 @@ class ImageData(LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Epoch and batch at which training goes on, and what they are counted in; empty outside of `fit`."""
-        if self.trainer is None or not self.trainer.num_training_batches or self.trainer.num_training_batches == float("inf"):
+        if (
+            self.trainer is None
+            or not self.trainer.num_training_batches
+            or self.trainer.num_training_batches == float("inf")
+        ):
             return {}
         loop = self.trainer.fit_loop
         progress: Any = loop.epoch_progress.current
@@ -251,10 +261,17 @@ class ImageData(LightningDataModule):
     def _units(self) -> dict[str, int]:
         """What the place in an epoch is counted in: with another of these, batch k is made of other images."""
         world_size = 1 if self.trainer is None else self.trainer.world_size
-        return {"batch_size": self.batch_size, "world_size": world_size, "seed": self.seed, "train_images": len(self.dataset("train"))}
+        return {
+            "batch_size": self.batch_size,
+            "world_size": world_size,
+            "seed": self.seed,
+            "train_images": len(self.dataset("train")),
+        }
 
     def _check_place(self, place: dict[str, Any]) -> None:
-        changed = [f"{name} {place.get(name)} then, {now} now" for name, now in self._units().items() if place.get(name) != now]
+        changed = [
+            f"{name} {place.get(name)} then, {now} now" for name, now in self._units().items() if place.get(name) != now
+        ]
         if place["batch"] and changed:
             raise UserError(
                 f"the checkpoint is from batch {place['batch']} of epoch {place['epoch']} of another setting ({'; '.join(changed)});"

@@ -28,7 +28,9 @@ class BoxRecord(Record):
             UserError: if a box ends before it begins.
         """
         if (self.boxes[:, 2:] <= self.boxes[:, :2]).any():
-            raise UserError(f"a box of {self.path} ends before it begins; expected x0, y0, x1, y1, got {self.boxes.tolist()}")
+            raise UserError(
+                f"a box of {self.path} ends before it begins; expected x0, y0, x1, y1, got {self.boxes.tolist()}"
+            )
         return self.boxes
 
 
@@ -65,7 +67,16 @@ class BoxesData(AnnotatedData):
         augment: Augment | None = None,
     ) -> None:
         names = list(class_names or ())
-        super().__init__(root, size, names, len(names) if num_classes is None else num_classes, batch_size, num_workers, seed, augment)
+        super().__init__(
+            root,
+            size,
+            names,
+            len(names) if num_classes is None else num_classes,
+            batch_size,
+            num_workers,
+            seed,
+            augment,
+        )
         self.boxes, self.images, self.inclusive = boxes, images, inclusive
 
     def records(self, split: str) -> list[BoxRecord]:

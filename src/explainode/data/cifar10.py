@@ -55,11 +55,15 @@ def read_file(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             content = ArrayUnpickler(file, encoding="latin1").load()
     except FileNotFoundError:
-        raise UserError(f"no file {path}; give the folder that holds {FOLDER}/ as data.root, or set data.download=true") from None
+        raise UserError(
+            f"no file {path}; give the folder that holds {FOLDER}/ as data.root, or set data.download=true"
+        ) from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from error
     except Exception as error:  # foreign bytes may break an unpickler in any way
-        raise UserError(f"{path} is not a file of CIFAR-10 ({error}); download the set again with data.download=true") from error
+        raise UserError(
+            f"{path} is not a file of CIFAR-10 ({error}); download the set again with data.download=true"
+        ) from error
     if not isinstance(content, dict):
         raise UserError(
             f"{path} is not a file of CIFAR-10: it holds a {type(content).__name__}; download the set again with data.download=true"
@@ -76,7 +80,9 @@ def read_images(path: Path) -> tuple[np.ndarray, np.ndarray]:
         or not (isinstance(labels, list) and len(labels) == len(data))
         or not all(isinstance(k, int) and 0 <= k < 10 for k in labels)
     ):
-        raise UserError(f"{path} is not a file of CIFAR-10: it needs 'data' (n, 3072) uint8 and as many 'labels' in 0..9")
+        raise UserError(
+            f"{path} is not a file of CIFAR-10: it needs 'data' (n, 3072) uint8 and as many 'labels' in 0..9"
+        )
     return data.reshape(-1, 3, 32, 32), np.asarray(labels, dtype=np.int64)
 
 
@@ -87,7 +93,9 @@ def find_changed(folder: Path) -> list[str]:
         UserError: if the folder or a file is missing.
     """
     if not folder.is_dir():
-        raise UserError(f"no folder {folder}; give the folder that holds {FOLDER}/ as data.root, or set data.download=true to fetch it")
+        raise UserError(
+            f"no folder {folder}; give the folder that holds {FOLDER}/ as data.root, or set data.download=true to fetch it"
+        )
     changed = []
     for name, md5 in [*CIFAR10.train_list, *CIFAR10.test_list, (CIFAR10.meta["filename"], CIFAR10.meta["md5"])]:
         if not (folder / name).is_file():
@@ -175,7 +183,9 @@ class CIFAR10Data(ImageData):
             try:
                 CIFAR10(str(self.root), download=True)
             except (OSError, RuntimeError) as error:
-                raise UserError(f"CIFAR-10 could not be fetched into {self.root} ({error}); put {FOLDER}/ there by hand") from error
+                raise UserError(
+                    f"CIFAR-10 could not be fetched into {self.root} ({error}); put {FOLDER}/ there by hand"
+                ) from error
 
     def check(self) -> None:
         """Looks at the folder, once.
@@ -187,12 +197,16 @@ class CIFAR10Data(ImageData):
             return
         changed = find_changed(self.folder)
         if changed:
-            what = f"the checksum of {self.folder / changed[0]}" + (f" and {len(changed) - 1} more" if len(changed) > 1 else "")
+            what = f"the checksum of {self.folder / changed[0]}" + (
+                f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+            )
             if self.verify:
                 raise UserError(
                     f"{what} differs from the official CIFAR-10; fetch the set anew, or accept the folder as it is with data.verify=false"
                 )
-            warnings.warn(f"{what} differs from the official CIFAR-10: results may differ from published ones", stacklevel=2)
+            warnings.warn(
+                f"{what} differs from the official CIFAR-10: results may differ from published ones", stacklevel=2
+            )
         self._checked = True
 
     def make_dataset(self, split: str) -> CIFAR10Dataset:
@@ -216,5 +230,8 @@ class CIFAR10Data(ImageData):
     def _read_train(self) -> tuple[np.ndarray, np.ndarray]:
         if self._train is None:
             parts = [read_images(self.folder / name) for name, _ in CIFAR10.train_list]
-            self._train = np.concatenate([images for images, _ in parts]), np.concatenate([labels for _, labels in parts])
+            self._train = (
+                np.concatenate([images for images, _ in parts]),
+                np.concatenate([labels for _, labels in parts]),
+            )
         return self._train

@@ -69,7 +69,9 @@ class MaskSilhouettes:
             entries = json.loads(path.read_text(encoding="utf-8"))["masks"]
             self.entries = [(str(entry["file"]), entry.get("class")) for entry in entries]
         except FileNotFoundError:
-            raise UserError(f"no file {path}; data.silhouettes is a folder of masks with a masks.json, or null for drawn figures") from None
+            raise UserError(
+                f"no file {path}; data.silhouettes is a folder of masks with a masks.json, or null for drawn figures"
+            ) from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f'{path} is not a list of masks ({error!r}); expected {{"masks": [{{"file": "a.png", "class": 9}}]}}'
@@ -100,7 +102,9 @@ class MaskSilhouettes:
             raise UserError(f"{path} is a picture in colors; expected a mask with one number per pixel")
         inside = (values != 0) & (values != BORDER) if wanted is None else values == wanted
         if not inside.any():
-            raise UserError(f"{path} has no pixel of {'an object' if wanted is None else f'class {wanted}'}; mend masks.json")
+            raise UserError(
+                f"{path} has no pixel of {'an object' if wanted is None else f'class {wanted}'}; mend masks.json"
+            )
         return cut_to_object(torch.from_numpy(inside.astype(np.int8) - ((values == BORDER) & ~inside)))
 
 
@@ -133,7 +137,9 @@ def place_shape(shape: Tensor, height: int, width: int, down: float, across: flo
     return plane, y - (height - h) // 2 if h <= height else 0, x - (width - w) // 2 if w <= width else 0
 
 
-def fill_share(shape: Tensor, share: float, height: int, width: int, down: float, across: float) -> tuple[Tensor, int, int]:
+def fill_share(
+    shape: Tensor, share: float, height: int, width: int, down: float, across: float
+) -> tuple[Tensor, int, int]:
     """`place_shape` at the scale at which the object covers `share` of the plane.
 
     A shape that reaches further than the plane hangs over its edge, as objects near the camera do: at most half of it along each side. Where
@@ -200,7 +206,9 @@ class CompositesDataset:
             return Batch(objects.image, objects.label, objects.sample_id, mask, skipped=skipped)
         image = self._backgrounds(objects, skipped)
         draws = uniform(self._keys(objects.sample_id, "scene"), 4).double()
-        for picture, out, plane, (which, size, down, across) in zip(objects.image, image, mask, draws.tolist(), strict=True):
+        for picture, out, plane, (which, size, down, across) in zip(
+            objects.image, image, mask, draws.tolist(), strict=True
+        ):
             shape = self._silhouette(int(which * len(self.silhouettes)), skipped)
             share = self.min_share + size * (self.max_share - self.min_share)
             placed, dy, dx = fill_share(shape, share, height, width, down, across)
@@ -247,7 +255,9 @@ class CompositesDataset:
                 break
         else:
             name = f"class {int(objects.label[missing[0]])}"
-            raise UserError(f"no picture of another class than {name} in the {self.split} split; a background needs two classes")
+            raise UserError(
+                f"no picture of another class than {name} in the {self.split} split; a background needs two classes"
+            )
         if self.background == "blurred":
             return blur(found).clamp_(0, 1)
         if self.background == "flat":
@@ -313,7 +323,9 @@ class CompositesData(ImageData):
                 f"data.background must be picture, blurred or flat, got {background!r}; the nearest are {nearest(background, BACKGROUNDS)}"
             )
         if num_classes is not None and num_classes != source.num_classes:
-            raise UserError(f"data.source has {source.num_classes} classes, got data.num_classes={num_classes}; leave it at null")
+            raise UserError(
+                f"data.source has {source.num_classes} classes, got data.num_classes={num_classes}; leave it at null"
+            )
         self.source, self.silhouettes, self.background, self.image_seed = source, silhouettes, background, image_seed
         self.min_share, self.max_share = min_share, max_share
         self.num_classes, self.class_names, self.image_size = source.num_classes, source.class_names, source.image_size
@@ -324,4 +336,6 @@ class CompositesData(ImageData):
     def make_dataset(self, split: str) -> CompositesDataset:
         shapes: Silhouettes = FigureSilhouettes() if self.silhouettes is None else MaskSilhouettes(self.silhouettes)
         source = self.source.dataset(split)
-        return CompositesDataset(source, shapes, split, self.image_seed, self.min_share, self.max_share, self.background)
+        return CompositesDataset(
+            source, shapes, split, self.image_seed, self.min_share, self.max_share, self.background
+        )

@@ -65,14 +65,22 @@ def crescent(x: Tensor, y: Tensor) -> Tensor:
 
 def heart(x: Tensor, y: Tensor) -> Tensor:
     """Two disks and the wedge between the tip and the tangents to them; right half, mirrored. The tip is the origin of the constants."""
-    a, b, r, scale, height = 0.31, 0.86, 0.34, 0.70, 0.68  # center (a, b) and radius of the lobe; scale and shift into the unit circle
+    a, b, r, scale, height = (
+        0.31,
+        0.86,
+        0.34,
+        0.70,
+        0.68,
+    )  # center (a, b) and radius of the lobe; scale and shift into the unit circle
     cleft = b + math.sqrt(r * r - a * a)
     tangent = math.atan2(a, b) + math.asin(r / math.hypot(a, b))  # its angle from the axis
     c, s = math.cos(tangent), math.sin(tangent)
     x, y = x.abs() * scale, y * scale + height
     lobe = _norm(x - a, y - b) - r
     # The wedge ends on radii of the lobe, to the tangent point and to the cleft, so that no seam shows inside.
-    wedge = torch.maximum(x * c - y * s, torch.maximum((x - a) * s + (y - b) * c, (x * (cleft - b) + (y - cleft) * a) / r))
+    wedge = torch.maximum(
+        x * c - y * s, torch.maximum((x - a) * s + (y - b) * c, (x * (cleft - b) + (y - cleft) * a) / r)
+    )
     return torch.minimum(lobe, wedge) / scale
 
 

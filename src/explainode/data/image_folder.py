@@ -16,7 +16,9 @@ from explainode.data.file_dataset import FileDataset, check_size
 from explainode.data.pictures import load_picture
 from explainode.errors import UserError, nearest
 
-SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".avif", ".heic", ".heif"))
+SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".avif", ".heic", ".heif")
+)
 SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 
 
@@ -29,7 +31,9 @@ class ImageFolderDataset(FileDataset[Tensor]):
         size, replace: see `FileDataset`.
     """
 
-    def __init__(self, paths: list[Path], labels: list[int], class_names: list[str], size: int, replace: bool = False) -> None:
+    def __init__(
+        self, paths: list[Path], labels: list[int], class_names: list[str], size: int, replace: bool = False
+    ) -> None:
         super().__init__(size, class_names, len(class_names), replace)
         self.paths, self.labels = paths, labels
 
@@ -82,12 +86,19 @@ class ImageFolderData(ImageData):
             raise UserError(f"no folder {self.root}; give a folder of pictures as data.root")
         self.class_names = self._read_names(class_names)
         if num_classes is not None and num_classes < len(self.class_names):
-            raise UserError(f"data.num_classes={num_classes}, but there are {len(self.class_names)} class names in {self.root}")
+            raise UserError(
+                f"data.num_classes={num_classes}, but there are {len(self.class_names)} class names in {self.root}"
+            )
         self.num_classes = len(self.class_names) if num_classes is None else num_classes
 
     def split_folder(self, split: str) -> Path:
         """The folder of a split (see the class)."""
-        found = {s: self.root / name for s, names in SPLIT_FOLDERS.items() for name in reversed(names) if (self.root / name).is_dir()}
+        found = {
+            s: self.root / name
+            for s, names in SPLIT_FOLDERS.items()
+            for name in reversed(names)
+            if (self.root / name).is_dir()
+        }
         if not found:
             return self.root
         if split in found:
@@ -95,7 +106,9 @@ class ImageFolderData(ImageData):
         other = {"val": "test", "test": "val"}.get(split)
         if other in found:
             return found[other]
-        raise UserError(f"{self.root} has folders for {', '.join(found)}, but none for {split}; add {self.root / split}")
+        raise UserError(
+            f"{self.root} has folders for {', '.join(found)}, but none for {split}; add {self.root / split}"
+        )
 
     def make_dataset(self, split: str) -> ImageFolderDataset:
         folder = self.split_folder(split)
@@ -103,7 +116,11 @@ class ImageFolderData(ImageData):
         if not paths:
             raise UserError(f"no pictures in {folder}; expected files ending in {', '.join(sorted(SUFFIXES))}")
         number = {name: k for k, name in enumerate(self.class_names)}
-        double = {name for name in number if self.class_names.count(name) > 1} if len(number) < len(self.class_names) else set()
+        double = (
+            {name for name in number if self.class_names.count(name) > 1}
+            if len(number) < len(self.class_names)
+            else set()
+        )
         labels = []
         for path in paths:
             parts = path.relative_to(folder).parts
@@ -124,13 +141,22 @@ class ImageFolderData(ImageData):
     def _read_names(self, class_names: Sequence[str] | str | Path | None) -> list[str]:
         if class_names is None:
             folders = {self.split_folder(s) for s in SPLIT_FOLDERS if self._has(s)}
-            return sorted({p.name for folder in folders for p in folder.iterdir() if p.is_dir() and any(True for _ in walk_pictures(p))})
+            return sorted(
+                {
+                    p.name
+                    for folder in folders
+                    for p in folder.iterdir()
+                    if p.is_dir() and any(True for _ in walk_pictures(p))
+                }
+            )
         if isinstance(class_names, (str, Path)):
             path = Path(class_names).expanduser()
             try:
                 class_names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
             except (OSError, UnicodeDecodeError) as error:
-                raise UserError(f"data.class_names={str(path)!r} cannot be read as a text file with one name a line ({error})") from error
+                raise UserError(
+                    f"data.class_names={str(path)!r} cannot be read as a text file with one name a line ({error})"
+                ) from error
         return [str(name) for name in class_names]
 
     def _has(self, split: str) -> bool:
@@ -150,7 +176,11 @@ def walk_pictures(folder: Path) -> Iterator[Path]:
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(top, name) for name in files if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES)
+        yield from (
+            Path(top, name)
+            for name in files
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
+        )
 
 
 def find_pictures(folder: Path) -> list[Path]:

@@ -19,7 +19,12 @@ from explainode.errors import UserError, nearest
 
 # Where pictures and boxes lie below root: unpacked by hand as torchvision and timm expect it, or as the whole archive has it.
 _PICTURES = ("{split}", "Data/CLS-LOC/{split}", "ILSVRC/Data/CLS-LOC/{split}")
-_ANNOTATIONS = ("Annotations/{split}", "Annotations/CLS-LOC/{split}", "ILSVRC/Annotations/CLS-LOC/{split}", "bbox/{split}")
+_ANNOTATIONS = (
+    "Annotations/{split}",
+    "Annotations/CLS-LOC/{split}",
+    "ILSVRC/Annotations/CLS-LOC/{split}",
+    "bbox/{split}",
+)
 _SOLUTION, _SYNSETS = "LOC_{split}_solution.csv", "LOC_synset_mapping.txt"
 _WNID = re.compile(r"n\d{8}")
 _NOTHING = np.zeros((0, 4))
@@ -38,6 +43,11 @@ class ImageNetRecord(Record):
         if self.boxes is not None:
             return self.boxes
         return _NOTHING if self.annotation is None else read_boxes(self.annotation, self.wnid) + _LAST_PIXEL
+
+
+def class_names(num_classes: int) -> list[str]:
+    """The names of ImageNet's 1000 classes in torchvision's order; none for a selection of another size."""
+    return list(_IMAGENET_CATEGORIES) if num_classes == len(_IMAGENET_CATEGORIES) else []
 
 
 def read_synsets(path: str | Path) -> list[str]:
@@ -66,7 +76,9 @@ def read_solution(path: Path) -> dict[str, tuple[str, np.ndarray]]:
         for number, row in enumerate(rows, 2):
             words = row[1].split() if len(row) == 2 else []
             try:
-                table = np.array([words[k + 1 : k + 5] for k in range(0, len(words), 5)], dtype=np.float64).reshape(-1, 4)
+                table = np.array([words[k + 1 : k + 5] for k in range(0, len(words), 5)], dtype=np.float64).reshape(
+                    -1, 4
+                )
                 wnid = words[0]
             except (ValueError, IndexError) as error:
                 raise UserError(
@@ -139,13 +151,20 @@ class ImageNetData(AnnotatedData):
         split = "val" if split == "test" else split
         folder = self._find(_PICTURES, split)
         if folder is None:
-            raise UserError(f"no folder {self.root / split}, nor {self.root / _PICTURES[2].format(split=split)}; unpack ImageNet there")
+            raise UserError(
+                f"no folder {self.root / split}, nor {self.root / _PICTURES[2].format(split=split)}; unpack ImageNet there"
+            )
         boxes = self._find(_ANNOTATIONS, split)
-        annotations = {} if boxes is None else {path.stem: path for path in boxes.rglob("*.xml")}  # in class folders or flat
+        annotations = (
+            {} if boxes is None else {path.stem: path for path in boxes.rglob("*.xml")}
+        )  # in class folders or flat
         solution = self._solution(split)
         paths = find_pictures(folder)
         truth = self._devkit_truth(paths) if any(p.parent == folder for p in paths) and self.devkit is not None else {}
-        return [self._record(path, folder, annotations.get(path.stem), solution.get(path.stem), truth.get(path.stem)) for path in paths]
+        return [
+            self._record(path, folder, annotations.get(path.stem), solution.get(path.stem), truth.get(path.stem))
+            for path in paths
+        ]
 
     def _find(self, patterns: tuple[str, ...], split: str) -> Path | None:
         """The first of the folders that is there."""
@@ -156,7 +175,12 @@ class ImageNetData(AnnotatedData):
         return read_solution(path) if path.is_file() else {}
 
     def _record(
-        self, path: Path, folder: Path, annotation: Path | None, solved: tuple[str, np.ndarray] | None, truth: str | None
+        self,
+        path: Path,
+        folder: Path,
+        annotation: Path | None,
+        solved: tuple[str, np.ndarray] | None,
+        truth: str | None,
     ) -> ImageNetRecord:
         inner = path.relative_to(folder).parts[:-1]
         wnid = inner[0] if inner else solved[0] if solved else truth or self._named(annotation)
@@ -184,14 +208,21 @@ class ImageNetData(AnnotatedData):
         try:
             from scipy.io import loadmat
         except ImportError:
-            raise UserError("the devkit's meta.mat can only be read with scipy; install it, or use LOC_val_solution.csv") from None
+            raise UserError(
+                "the devkit's meta.mat can only be read with scipy; install it, or use LOC_val_solution.csv"
+            ) from None
         folder = Path(self.devkit or "").expanduser() / "data"
         try:
             meta = loadmat(folder / "meta.mat", squeeze_me=True)["synsets"]
             wnid = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in meta}
-            truth = [int(line) for line in (folder / "ILSVRC2012_validation_ground_truth.txt").read_text(encoding="utf-8").split()]
+            truth = [
+                int(line)
+                for line in (folder / "ILSVRC2012_validation_ground_truth.txt").read_text(encoding="utf-8").split()
+            ]
         except (OSError, KeyError, ValueError) as error:
-            raise UserError(f"{folder} does not hold the devkit's meta.mat and ILSVRC2012_validation_ground_truth.txt ({error})") from error
+            raise UserError(
+                f"{folder} does not hold the devkit's meta.mat and ILSVRC2012_validation_ground_truth.txt ({error})"
+            ) from error
         found = {}
         for path in paths:
             digits = path.stem.rpartition("_")[2]  # ILSVRC2012_val_00000001

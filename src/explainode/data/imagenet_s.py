@@ -15,7 +15,11 @@ from explainode.errors import UserError, nearest
 IGNORED = 1000
 TARGETS = ("own", "foreground")
 
-_FOLDERS = {"train": "train-semi", "val": "validation", "test": "validation"}  # the test set's masks were never published
+_FOLDERS = {
+    "train": "train-semi",
+    "val": "validation",
+    "test": "validation",
+}  # the test set's masks were never published
 
 
 class ImageNetSRecord(Record):
@@ -33,7 +37,9 @@ class ImageNetSRecord(Record):
         """
         stored = read_values(self.mask, "mask")
         if stored.ndim != 3 or stored.shape[2] < 3:
-            raise UserError(f"the mask {self.mask} has one number per pixel; ImageNet-S stores class R + 256 G in three")
+            raise UserError(
+                f"the mask {self.mask} has one number per pixel; ImageNet-S stores class R + 256 G in three"
+            )
         red, green = stored[:, :, 0].astype(np.int64), stored[:, :, 1].astype(np.int64)
         number = red + 256 * green
         if not (number == self.own).any():
@@ -84,7 +90,9 @@ class ImageNetSData(AnnotatedData):
     ) -> None:
         super().__init__(root, size, class_names(num_classes), num_classes, batch_size, num_workers, seed, augment)
         if target not in TARGETS:
-            raise UserError(f"data.target must be own or foreground, got {target!r}; the nearest are {nearest(target, TARGETS)}")
+            raise UserError(
+                f"data.target must be own or foreground, got {target!r}; the nearest are {nearest(target, TARGETS)}"
+            )
         self.target, self.synsets, self.categories = target, synsets, categories
 
     def records(self, split: str) -> list[ImageNetSRecord]:
@@ -94,7 +102,11 @@ class ImageNetSData(AnnotatedData):
                 raise UserError(
                     f"no folder {needed}; give the folder of ImageNet-S 50, 300 or 919, which holds {_FOLDERS[split]}, as data.root"
                 )
-        own = read_synsets(self.categories) if self.categories is not None else [p.name for p in folder.iterdir() if p.is_dir()]
+        own = (
+            read_synsets(self.categories)
+            if self.categories is not None
+            else [p.name for p in folder.iterdir() if p.is_dir()]
+        )
         numbers = {wnid: k for k, wnid in enumerate(sorted(own), 1)}
         order = read_synsets(self.synsets) if self.synsets is not None else sorted(own)
         if len(order) != self.num_classes:
@@ -110,5 +122,7 @@ class ImageNetSData(AnnotatedData):
                 raise UserError(
                     f"{path} is of synset {wnid!r}, which is not among the {len(order)}; the nearest are {nearest(wnid, labels)}"
                 )
-            records.append(ImageNetSRecord(path, labels[wnid], masks / wnid / f"{path.stem}.png", wnid, numbers[wnid], self.target))
+            records.append(
+                ImageNetSRecord(path, labels[wnid], masks / wnid / f"{path.stem}.png", wnid, numbers[wnid], self.target)
+            )
         return records

@@ -15,7 +15,9 @@ LABELS = {"breed": 37, "species": 2}
 SPECIES = ("cat", "dog")
 
 _CODES = np.array([0, 1, 0, -1])  # of a trimap: 1 foreground, 2 background, 3 the border between them
-_FIRST_PIXEL = np.array([1, 1, 0, 0])  # as in VOC, whose form the XML files have: counted from 1 with the last pixel inside
+_FIRST_PIXEL = np.array(
+    [1, 1, 0, 0]
+)  # as in VOC, whose form the XML files have: counted from 1 with the last pixel inside
 
 
 class PetRecord(Record):
@@ -33,7 +35,9 @@ class PetRecord(Record):
         """
         stored = read_plane(self.trimap, "trimap")
         if stored.min() < 1 or stored.max() > 3:
-            raise UserError(f"the trimap {self.trimap} holds {stored.min()}..{stored.max()}; expected 1 (pet), 2 (background), 3 (border)")
+            raise UserError(
+                f"the trimap {self.trimap} holds {stored.min()}..{stored.max()}; expected 1 (pet), 2 (background), 3 (border)"
+            )
         return _CODES[stored]
 
     def read_boxes(self) -> np.ndarray:
@@ -74,24 +78,36 @@ class OxfordPetData(AnnotatedData):
         augment: Augment | None = None,
     ) -> None:
         if labels not in LABELS:
-            raise UserError(f"data.labels must be breed or species, got {labels!r}; the nearest are {nearest(labels, LABELS)}")
+            raise UserError(
+                f"data.labels must be breed or species, got {labels!r}; the nearest are {nearest(labels, LABELS)}"
+            )
         if num_classes not in (None, LABELS[labels]):
-            raise UserError(f"data.labels={labels} has {LABELS[labels]} classes, got data.num_classes={num_classes}; leave it at null")
+            raise UserError(
+                f"data.labels={labels} has {LABELS[labels]} classes, got data.num_classes={num_classes}; leave it at null"
+            )
         super().__init__(root, size, (), LABELS[labels], batch_size, num_workers, seed, augment)
         self.labels = labels
         self.class_names = list(SPECIES) if labels == "species" else []
         self.provides = frozenset({MASK, BOXES} if heads else {MASK})
 
     def records(self, split: str) -> list[PetRecord]:
-        base = next((p for place in ("", "oxford-iiit-pet") if ((p := self.root / place) / "annotations").is_dir()), None)
+        base = next(
+            (p for place in ("", "oxford-iiit-pet") if ((p := self.root / place) / "annotations").is_dir()), None
+        )
         if base is None:
             raise UserError(f"no folder annotations in {self.root}; unpack images.tar.gz and annotations.tar.gz there")
         path = base / "annotations" / ("trainval.txt" if split == "train" else "test.txt")
         try:
-            rows = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip() and not line.startswith("#")]
+            rows = [
+                line.split()
+                for line in path.read_text(encoding="utf-8").splitlines()
+                if line.strip() and not line.startswith("#")
+            ]
             listed = [(row[0], int(row[1]) - 1, int(row[2]) - 1) for row in rows]
         except (OSError, UnicodeDecodeError, ValueError, IndexError) as error:
-            raise UserError(f"{path} is not a list of pictures ({error}); expected lines 'name class species breed'") from error
+            raise UserError(
+                f"{path} is not a list of pictures ({error}); expected lines 'name class species breed'"
+            ) from error
         if self.labels == "breed":
             names = {breed: name.rpartition("_")[0].replace("_", " ") for name, breed, _ in listed}
             self.class_names = [names.get(k, f"breed {k + 1}") for k in range(self.num_classes)]

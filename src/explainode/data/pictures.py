@@ -60,18 +60,24 @@ def load_picture(source: str | Path | bytes, size: int | None = None, upright: b
         raise UserError(f"{name} is not a picture that can be read: {_guess(data)}") from error
     width, height = opened.size
     if width * height > MAX_PIXELS:
-        raise UserError(f"{name} has {width}x{height} pixels, more than {MAX_PIXELS // 10**6} million; scale it down first")
+        raise UserError(
+            f"{name} has {width}x{height} pixels, more than {MAX_PIXELS // 10**6} million; scale it down first"
+        )
     if min(width, height) < 2:
         raise UserError(f"{name} has {width}x{height} pixels; there is nothing to see in less than 2x2")
     if max(width, height) > MAX_ASPECT * min(width, height):
-        raise UserError(f"{name} has {width}x{height} pixels, longer than {MAX_ASPECT} : 1; cut out the part that matters")
+        raise UserError(
+            f"{name} has {width}x{height} pixels, longer than {MAX_ASPECT} : 1; cut out the part that matters"
+        )
     try:
         with opened:
             return _decode(opened, size, upright)
     except UserError as error:
         raise UserError(f"{name} {error}") from error.__cause__
     except Exception as error:  # foreign bytes may break a decoder in any way
-        raise UserError(f"{name} is damaged and cannot be read ({str(error).strip() or type(error).__name__}); get it anew") from error
+        raise UserError(
+            f"{name} is damaged and cannot be read ({str(error).strip() or type(error).__name__}); get it anew"
+        ) from error
 
 
 def _known_formats() -> set[str]:

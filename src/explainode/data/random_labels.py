@@ -58,12 +58,16 @@ class RandomLabelsData(ImageData):
     them, so that a label does not depend on the other images.
     """
 
-    def __init__(self, source: ImageData, share: float = 1.0, label_seed: int = 0, num_classes: int | None = None) -> None:
+    def __init__(
+        self, source: ImageData, share: float = 1.0, label_seed: int = 0, num_classes: int | None = None
+    ) -> None:
         super().__init__(source.batch_size, source.num_workers, source.seed, source.augment)
         if not 0 <= share <= 1:
             raise UserError(f"data.share is a fraction of the training pictures in [0, 1], got {share}")
         if num_classes is not None and num_classes != source.num_classes:
-            raise UserError(f"data.source has {source.num_classes} classes, got data.num_classes={num_classes}; leave it at null")
+            raise UserError(
+                f"data.source has {source.num_classes} classes, got data.num_classes={num_classes}; leave it at null"
+            )
         self.source, self.share, self.label_seed = source, share, label_seed
         self.num_classes, self.class_names, self.image_size = source.num_classes, source.class_names, source.image_size
 

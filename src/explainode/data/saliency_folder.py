@@ -27,7 +27,9 @@ class SaliencyRecord(Record):
         """
         density = read_plane(self.fixation_map, "fixation map").astype(np.float32)
         if not (np.isfinite(density).all() and density.min() >= 0 and density.max() > 0):
-            raise UserError(f"the fixation map {self.fixation_map} must be finite, nowhere negative and somewhere positive")
+            raise UserError(
+                f"the fixation map {self.fixation_map} must be finite, nowhere negative and somewhere positive"
+            )
         return density
 
     def read_fixation_points(self) -> np.ndarray:
@@ -77,7 +79,9 @@ class SaliencyFolderData(AnnotatedData):
         paths = find_pictures(folder)
         names = [path.relative_to(folder).with_suffix("") for path in paths]
         if paths and not any(name in maps for name in names):
-            raise UserError(f"no picture in {folder} has a map of its name in {self.root / self.maps}; expected {names[0]}.png there")
+            raise UserError(
+                f"no picture in {folder} has a map of its name in {self.root / self.maps}; expected {names[0]}.png there"
+            )
         # a map that is missing is looked for where it should be, and said when its picture is asked for
         return [
             SaliencyRecord(

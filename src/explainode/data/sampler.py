@@ -30,7 +30,9 @@ class EpochSampler(Sampler[list[int]]):
             whole epoch, as Lightning counts on from the batch where it stopped.
     """
 
-    def __init__(self, n: int, batch_size: int, seed: int = 0, shuffle: bool = False, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self, n: int, batch_size: int, seed: int = 0, shuffle: bool = False, rank: int = 0, world_size: int = 1
+    ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if not 0 <= rank < world_size:

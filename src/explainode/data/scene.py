@@ -147,7 +147,11 @@ def paint(draws: Draws, grain: Tensor, label: Tensor, out: Tensor, style: Style 
 
     distance, u, v, radius = _place_figure(draws, label, x, y)
     hue = draws.take()
-    texture = _wave(u * draws.between(0.8, 2.2)[:, None, None] + v * draws.between(-1.2, 1.2)[:, None, None] + draws.take()[:, None, None])
+    texture = _wave(
+        u * draws.between(0.8, 2.2)[:, None, None]
+        + v * draws.between(-1.2, 1.2)[:, None, None]
+        + draws.take()[:, None, None]
+    )
     first = color(hue, front + 0.07)
     step = color(hue + draws.between(-0.14, 0.14), front - draws.between(0.0, 0.12)) - first
     pixels = distance * (radius * size / 2)
@@ -164,7 +168,9 @@ def paint(draws: Draws, grain: Tensor, label: Tensor, out: Tensor, style: Style 
     return distance < 0
 
 
-def _paint_background(draws: Draws, grain: Tensor, lightness: Tensor, x: Tensor, y: Tensor, out: Tensor, style: Style | None) -> None:
+def _paint_background(
+    draws: Draws, grain: Tensor, lightness: Tensor, x: Tensor, y: Tensor, out: Tensor, style: Style | None
+) -> None:
     """Two neighboring hues mixed by clutter, a texture and grain."""
     size = out.shape[-1]
     hue, kind = draws.take(), (draws.take() * TEXTURES).to(torch.int64)
@@ -199,7 +205,9 @@ def _paint_distractors(draws: Draws, lightness: Tensor, out: Tensor) -> None:
     local = (corner[..., None] + (torch.arange(p) + 0.5) - center[..., None]) * scale  # (n, kinds, each, 2, p)
     u, v = _turn(local[..., 1, None, :], local[..., 0, :, None], draw[..., 3, None, None])
     length, width = draw[..., 4, None, None] * 0.5 + 0.4, draw[..., 5, None, None] * 0.5
-    distance = torch.stack([f(u[:, k], v[:, k], length[:, k], width[:, k]) for k, f in enumerate((_bar, _pebble, _corner, _arc))], 1)
+    distance = torch.stack(
+        [f(u[:, k], v[:, k], length[:, k], width[:, k]) for k, f in enumerate((_bar, _pebble, _corner, _arc))], 1
+    )
     cover = (0.5 - distance / scale).clamp_(0, 1).mul_(shown[..., None, None])  # (n, kinds, each, p, p)
     paints = color(draw[..., 6], lightness[:, None, None] + draw[..., 7] * 0.6 - 0.3)  # around the ground's lightness
     row, column = (corner[..., None].to(torch.int64) + torch.arange(p)).unbind(-2)

@@ -52,7 +52,9 @@ class ShapesDataset:
         """(n,) classes: each consecutive block of as many images as there are classes holds each class once, in a keyed order."""
         k = self.num_classes
         block = ids // k * k
-        keys = sample_keys((block[:, None] + torch.arange(k)).flatten(), self.seed, "shapes", self.split, "label").view(-1, k)
+        keys = sample_keys((block[:, None] + torch.arange(k)).flatten(), self.seed, "shapes", self.split, "label").view(
+            -1, k
+        )
         own = keys.gather(1, (ids - block)[:, None])
         return (keys < own).sum(1)
 
@@ -100,15 +102,21 @@ class ShapesData(ImageData):
     ) -> None:
         super().__init__(batch_size, num_workers, seed, augment)
         if min(train_size, val_size, test_size) < 1:
-            raise UserError(f"data.train_size, val_size and test_size must be at least 1, got {train_size}, {val_size} and {test_size}")
+            raise UserError(
+                f"data.train_size, val_size and test_size must be at least 1, got {train_size}, {val_size} and {test_size}"
+            )
         if size < 16:
             raise UserError(f"data.size must be at least 16 pixels for shapes to be told apart, got {size}")
         if not 0 <= spurious <= 1:
             raise UserError(f"data.spurious is a fraction in [0, 1], got {spurious}")
         if num_classes != len(FIGURES):
-            raise UserError(f"shapes has {len(FIGURES)} classes, got data.num_classes={num_classes}; leave it at {len(FIGURES)}")
+            raise UserError(
+                f"shapes has {len(FIGURES)} classes, got data.num_classes={num_classes}; leave it at {len(FIGURES)}"
+            )
         self.length = {"train": train_size, "val": val_size, "test": test_size}
         self.image_size, self.spurious, self.image_seed = size, spurious, image_seed
 
     def make_dataset(self, split: str) -> ShapesDataset:
-        return ShapesDataset(self.length[split], self.image_size, split, self.image_seed, self.spurious if split == "train" else 0.0)
+        return ShapesDataset(
+            self.length[split], self.image_size, split, self.image_seed, self.spurious if split == "train" else 0.0
+        )

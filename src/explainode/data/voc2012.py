@@ -43,7 +43,9 @@ class VOCRecord(Record):
         area = np.bincount(stored.ravel(), minlength=VOID + 1)
         strange = [int(k) for k in np.flatnonzero(area) if len(CLASS_NAMES) < k < VOID or k > VOID]
         if strange:
-            raise UserError(f"the mask {self.mask} holds the value {strange[0]}; expected 0, the classes 1..{len(CLASS_NAMES)} and {VOID}")
+            raise UserError(
+                f"the mask {self.mask} holds the value {strange[0]}; expected 0, the classes 1..{len(CLASS_NAMES)} and {VOID}"
+            )
         present = [k for k in self.classes if area[k + 1]]
         self.label = min(present, key=lambda k: (-area[k + 1], k)) if present else -1
         wanted = present if self.target == "foreground" else [k for k in present if k == self.label]
@@ -104,13 +106,19 @@ class VOC2012Data(AnnotatedData):
     ) -> None:
         super().__init__(root, size, CLASS_NAMES, num_classes, batch_size, num_workers, seed, augment)
         if target not in TARGETS:
-            raise UserError(f"data.target must be largest or foreground, got {target!r}; the nearest are {nearest(target, TARGETS)}")
+            raise UserError(
+                f"data.target must be largest or foreground, got {target!r}; the nearest are {nearest(target, TARGETS)}"
+            )
         if num_classes != len(CLASS_NAMES):
-            raise UserError(f"VOC 2012 has 20 classes, got data.num_classes={num_classes}; take model=imagenet_as_voc for ImageNet's 1000")
+            raise UserError(
+                f"VOC 2012 has 20 classes, got data.num_classes={num_classes}; take model=imagenet_as_voc for ImageNet's 1000"
+            )
         names = list(CLASS_NAMES if classes is None else classes)
         for name in names:
             if name not in CLASS_NAMES:
-                raise UserError(f"data.classes: VOC has no class {name!r}; the nearest are {nearest(name, CLASS_NAMES)}")
+                raise UserError(
+                    f"data.classes: VOC has no class {name!r}; the nearest are {nearest(name, CLASS_NAMES)}"
+                )
         self.target, self.classes, self.masks, self.test_list = (
             target,
             frozenset(CLASS_NAMES.index(name) for name in names),

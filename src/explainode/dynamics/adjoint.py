@@ -68,7 +68,14 @@ class Record:
         """x_n -> x_{n+1}, as it was."""
         stages = self.tableau.working_stages
         order = iter(stages)
-        return step(self.tableau, lambda t, x_i: self.evaluate(n, next(order), t, x_i), self.grid[n], self.grid[n + 1], x, stages).state
+        return step(
+            self.tableau,
+            lambda t, x_i: self.evaluate(n, next(order), t, x_i),
+            self.grid[n],
+            self.grid[n + 1],
+            x,
+            stages,
+        ).state
 
 
 class Sum:
@@ -95,12 +102,18 @@ class Linearized:
         time = record.time(n, i)
         with torch.enable_grad():
             self.x = x_i.detach().requires_grad_()
-            self.time = torch.full((), float(time), dtype=torch.float64, device=x_i.device, requires_grad=True) if times else None
+            self.time = (
+                torch.full((), float(time), dtype=torch.float64, device=x_i.device, requires_grad=True)
+                if times
+                else None
+            )
             slope = record.evaluate(n, i, time if self.time is None else self.time, self.x)
         self.edge: GradientEdge | None = get_gradient_edge(slope) if slope.requires_grad else None
         self.slope: Tensor | None = slope.detach()
 
-    def products(self, u: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor | None, Tensor | None, Sequence[Tensor | None]]:
+    def products(
+        self, u: Tensor, parameters: Sequence[Tensor]
+    ) -> tuple[Tensor | None, Tensor | None, Sequence[Tensor | None]]:
         """u multiplied by the derivative of k_i with respect to X_i, t and the parameters, from the left; None where there is no dependence."""
         if self.edge is None:
             return None, None, [None] * len(parameters)
@@ -125,7 +138,9 @@ class Pullback:
         self.record, self.times = record, times
         self.parameters = [Sum() for _ in wanted]
         self.t0 = self.t1 = 0.0
-        self._wanted = [(p, total) for p, total, want in zip(record.field.parameters, self.parameters, wanted, strict=True) if want]
+        self._wanted = [
+            (p, total) for p, total, want in zip(record.field.parameters, self.parameters, wanted, strict=True) if want
+        ]
 
     def __call__(self, n: int, x: Tensor, gradient: Tensor, kept: Sequence[Tensor] = (), released: int = 0) -> Tensor:
         """Through step n.
@@ -286,7 +301,9 @@ class _Once(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, ...]:
-        raise UserError('the symplectic adjoint gives first derivatives only; choose gradient="backprop" for second ones')
+        raise UserError(
+            'the symplectic adjoint gives first derivatives only; choose gradient="backprop" for second ones'
+        )
 
 
 def first_derivatives_only(gradients: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:

@@ -51,7 +51,11 @@ class ODEBlock(nn.Module):
     def grid(self, x: Tensor) -> Tensor:
         """The times (N + 1,) that the solver visits from x: known beforehand for fixed steps, found by solving for adaptive ones."""
         steps = getattr(self.solver, "steps", None)
-        return self.solve(x).grid if steps is None else torch.tensor([n / steps for n in range(steps + 1)], dtype=torch.float64)
+        return (
+            self.solve(x).grid
+            if steps is None
+            else torch.tensor([n / steps for n in range(steps + 1)], dtype=torch.float64)
+        )
 
     def _take(self, solver: Any, x: Tensor, grid: Tensor | None) -> Any:
         """The `Solution` of the field alone by the steps of `solver`, its own or those of `grid`."""
@@ -88,7 +92,11 @@ class SDEBlock(ODEBlock):
     """
 
     def __init__(
-        self, field: nn.Module, diffusion: Diffusion, solver: StochasticSolver | TorchSDE, replaces: tuple[str, str] | None = None
+        self,
+        field: nn.Module,
+        diffusion: Diffusion,
+        solver: StochasticSolver | TorchSDE,
+        replaces: tuple[str, str] | None = None,
     ) -> None:
         super().__init__(field, solver, replaces)
         self.diffusion = diffusion
@@ -101,10 +109,14 @@ class SDEBlock(ODEBlock):
 
     def solve(self, x: Tensor, grid: Tensor | None = None) -> Any:
         if not self.speaks():
-            quiet = RungeKutta("euler", self.solver.steps, gradient="backprop" if self.solver.gradient == "backprop" else "symplectic")
+            quiet = RungeKutta(
+                "euler", self.solver.steps, gradient="backprop" if self.solver.gradient == "backprop" else "symplectic"
+            )
             return self._take(quiet, x, grid)
         if grid is not None:
-            raise UserError("a stochastic block is solved as a whole: choose noise=off, or a depth t at the end of a block")
+            raise UserError(
+                "a stochastic block is solved as a whole: choose noise=off, or a depth t at the end of a block"
+            )
         scope = current_scope()
         key = (
             scope.keys(len(x), x.device, "sde", self.number)
@@ -131,6 +143,7 @@ def number_stochastic_blocks(network: nn.Module) -> int:
 def is_random(network: nn.Module) -> bool:
     """Whether a network draws when noise is on: it has noise in it, or a stochastic block, of a magnitude above 0."""
     return any(
-        (isinstance(module, Noise) and module.magnitude > 0) or (isinstance(module, SDEBlock) and module.diffusion.magnitude > 0)
+        (isinstance(module, Noise) and module.magnitude > 0)
+        or (isinstance(module, SDEBlock) and module.diffusion.magnitude > 0)
         for module in network.modules()
     )

@@ -44,7 +44,11 @@ class Controller:
         """The size of `value` (B, *S) in units of the tolerance at `states`; NaN or infinite where value is."""
         scale = torch.stack([state.abs() for state in states]).amax(0).mul_(self.rtol).add_(self.atol)
         dtype = torch.promote_types(value.dtype, torch.float32)
-        return float((value / scale).reshape(len(value), -1).to(dtype).square().mean(1).amax().sqrt()) if value.numel() else 0.0
+        return (
+            float((value / scale).reshape(len(value), -1).to(dtype).square().mean(1).amax().sqrt())
+            if value.numel()
+            else 0.0
+        )
 
     def first_step(self, f: Evaluate, t: float, x: Tensor, slope: Tensor, span: float) -> float:
         """A first step by the size of x, x' and x''; costs one evaluation. Source: Hairer, Noersett and Wanner 1993, II.4."""

@@ -187,7 +187,11 @@ class Field:
             leaf = x.detach().requires_grad_()
             slope = self._evaluate(t, leaf)
         check_gradients(slope, (leaf, *self.parameters))
-        there_anyway = (x, *self.parameters, *(() if self._module is None else (*self._module.parameters(), *self._module.buffers())))
+        there_anyway = (
+            x,
+            *self.parameters,
+            *(() if self._module is None else (*self._module.parameters(), *self._module.buffers())),
+        )
         for tensor in there_anyway:
             saved.pop(tensor.untyped_storage().data_ptr(), None)
         self.graph_states = max(1.0, sum(storage.nbytes() for storage in saved.values()) / max(1, x.nbytes))
@@ -196,7 +200,11 @@ class Field:
     @contextmanager
     def _as_made(self) -> Iterator[None]:
         """The module with the tensors that it had when the field was made."""
-        exchanged = [(store, name, store[name], tensor) for store, name, tensor in self._tensors if store.get(name, tensor) is not tensor]
+        exchanged = [
+            (store, name, store[name], tensor)
+            for store, name, tensor in self._tensors
+            if store.get(name, tensor) is not tensor
+        ]
         for store, name, _, tensor in exchanged:
             store[name] = tensor
         try:

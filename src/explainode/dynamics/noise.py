@@ -52,11 +52,18 @@ class Noise(nn.Module):
     constant_in_relevance = True  # relevance passes the noise by, as it passes a bias
 
     def __init__(
-        self, magnitude: float = 0.1, kind: str = "additive", normalize: bool | str = True, where: str = "before", rate: float = 0.1
+        self,
+        magnitude: float = 0.1,
+        kind: str = "additive",
+        normalize: bool | str = True,
+        where: str = "before",
+        rate: float = 0.1,
     ) -> None:
         super().__init__()
         if kind not in KINDS:
-            raise UserError(f"noise kind must be one of {', '.join(KINDS)}, got {kind!r}; the nearest is {nearest(kind, KINDS, 1)}")
+            raise UserError(
+                f"noise kind must be one of {', '.join(KINDS)}, got {kind!r}; the nearest is {nearest(kind, KINDS, 1)}"
+            )
         if where not in PLACES:
             raise UserError(f"noise goes before or after the activation, got where={where!r}")
         if normalize not in (True, False, "batch"):
@@ -66,10 +73,18 @@ class Noise(nn.Module):
         if not (math.isfinite(magnitude) and magnitude >= 0):
             raise UserError(f"noise magnitude must be a finite number of at least 0, got {magnitude}")
         if kind == "dropout" and magnitude >= 1:
-            raise UserError(f"the magnitude of dropout noise is the probability of dropping and must be below 1, got {magnitude}")
+            raise UserError(
+                f"the magnitude of dropout noise is the probability of dropping and must be below 1, got {magnitude}"
+            )
         if not 0 <= rate <= 1:
             raise UserError(f"the rate of jumps is a probability and must lie in [0, 1], got {rate}")
-        self.magnitude, self.kind, self.normalize, self.where, self.rate = float(magnitude), kind, normalize, where, float(rate)
+        self.magnitude, self.kind, self.normalize, self.where, self.rate = (
+            float(magnitude),
+            kind,
+            normalize,
+            where,
+            float(rate),
+        )
         self.block: int | None = None
 
     def speaks(self) -> bool:
@@ -118,7 +133,9 @@ class Noise(nn.Module):
         if scope is None:
             return None
         if self.block is None:
-            raise RuntimeError("this noise block has no number, so it would share its noise with others; call number_noise_blocks(network)")
+            raise RuntimeError(
+                "this noise block has no number, so it would share its noise with others; call number_noise_blocks(network)"
+            )
         return scope.keys(len(x), x.device, self.block)
 
     def extra_repr(self) -> str:

@@ -18,7 +18,9 @@ from explainode.dynamics.solver import outside_compiler
 from explainode.dynamics.step import Time
 from explainode.errors import UserError, nearest
 
-VectorField = Callable[[Tensor, Tensor], Any]  # (t, x) -> (B, *S); a diffusion may also give what broadcasts to it, or a number
+VectorField = Callable[
+    [Tensor, Tensor], Any
+]  # (t, x) -> (B, *S); a diffusion may also give what broadcasts to it, or a number
 Evaluate = Callable[[Time, Tensor], Tensor]  # a field as the methods see it: checked, and of the state's shape
 GRADIENTS = ("discrete", "backprop")
 
@@ -61,7 +63,9 @@ class StochasticSolver(ABC):
 
     def __post_init__(self) -> None:
         if self.gradient not in GRADIENTS:
-            raise UserError(f"no gradient called {self.gradient!r}; the nearest are {nearest(self.gradient, GRADIENTS)}")
+            raise UserError(
+                f"no gradient called {self.gradient!r}; the nearest are {nearest(self.gradient, GRADIENTS)}"
+            )
         if self.steps < 1:
             raise UserError(f"a stochastic solver needs at least 1 step, got steps={self.steps}")
         if self.refinement < 0 or self.steps % 2**self.refinement:
@@ -271,9 +275,13 @@ class _DiscreteAdjoint(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
-            raise UserError('the discrete adjoint cannot be differentiated twice (create_graph=True); use gradient="backprop"')
+            raise UserError(
+                'the discrete adjoint cannot be differentiated twice (create_graph=True); use gradient="backprop"'
+            )
         if any(parameter._version != version for parameter, version in zip(ctx.learned, ctx.versions, strict=True)):
-            raise RuntimeError("a parameter of the drift or diffusion was changed in place between the forward and the backward pass")
+            raise RuntimeError(
+                "a parameter of the drift or diffusion was changed in place between the forward and the backward pass"
+            )
         march, states, device = ctx.march, ctx.saved_tensors, gradient.device
         _, needs_x0, *needs_learned = ctx.needs_input_grad
         wanted = [parameter for parameter, needed in zip(ctx.learned, needs_learned, strict=True) if needed]

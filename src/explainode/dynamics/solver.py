@@ -111,7 +111,11 @@ class RungeKutta:
                 raise UserError(
                     f"{what} must be one of {', '.join(words)}, got {word!r}; the nearest is {nearest(word, words, 1).split(',')[0]}"
                 )
-        for name, count in (("steps", self.steps), ("max_steps", self.max_steps), ("fallback_steps", self.fallback_steps)):
+        for name, count in (
+            ("steps", self.steps),
+            ("max_steps", self.max_steps),
+            ("fallback_steps", self.fallback_steps),
+        ):
             if count is not None and count < 1:
                 raise UserError(f"{name} must be at least 1, got {count}")
         if not (self.rtol > 0 and self.atol > 0):
@@ -179,7 +183,9 @@ class RungeKutta:
                 walk = self._walk(f, x0, interval)
                 walk.rejected = rejected
                 walk.fixed(interval.equal_steps(self.fallback_steps))
-        return Solution(walk.result(), torch.tensor(walk.grid, dtype=torch.float64), f.evaluations, walk.rejected, failure)
+        return Solution(
+            walk.result(), torch.tensor(walk.grid, dtype=torch.float64), f.evaluations, walk.rejected, failure
+        )
 
     def _walk(self, f: Field, x0: Tensor, interval: Interval) -> Walk:
         """The kind of walk that leaves behind what the gradient needs."""
@@ -202,11 +208,17 @@ class RungeKutta:
         methods = CONTINUOUS_FIXED if self.steps is not None else CONTINUOUS_ADAPTIVE
         if self.method.name not in methods:
             steps = "fixed" if self.steps is not None else "adaptive"
-            other = "; the rk4 of torchdiffeq is the 3/8 rule, of the same order and cost: take rk4_38" if self.method.name == "rk4" else ""
+            other = (
+                "; the rk4 of torchdiffeq is the 3/8 rule, of the same order and cost: take rk4_38"
+                if self.method.name == "rk4"
+                else ""
+            )
             raise UserError(
                 f'torchdiffeq has no {self.method.name} with {steps} steps for gradient="adjoint"; it has {", ".join(methods)}{other}'
             )
-        return TorchDiffEq(methods[self.method.name], self.steps, self.rtol, self.atol, adjoint=True, max_steps=self.max_steps)
+        return TorchDiffEq(
+            methods[self.method.name], self.steps, self.rtol, self.atol, adjoint=True, max_steps=self.max_steps
+        )
 
 
 def check_state(x0: Tensor) -> Tensor:
@@ -249,5 +261,7 @@ def check_grid(grid: Tensor | Sequence[float], interval: Interval) -> list[float
     rises = len(times) > 1 and all(a < b for a, b in pairwise(times))
     if not rises or times[0] != interval.start or times[-1] != interval.end:
         ends = f" from {times[0]:g} to {times[-1]:g}" if times else ""
-        raise UserError(f"grid must rise from t0={interval.start:g} to t1={interval.end:g}, got {len(times)} times{ends}")
+        raise UserError(
+            f"grid must rise from t0={interval.start:g} to t1={interval.end:g}, got {len(times)} times{ends}"
+        )
     return times

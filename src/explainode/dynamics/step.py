@@ -81,7 +81,9 @@ def stage_time(t: Time, t_next: Time, c: float) -> Time:
     return t + c * (t_next - t)
 
 
-def step(tableau: Tableau, f: Evaluate, t: Time, t_next: Time, x: Tensor, stages: Sequence[int], first: Tensor | None = None) -> Step:
+def step(
+    tableau: Tableau, f: Evaluate, t: Time, t_next: Time, x: Tensor, stages: Sequence[int], first: Tensor | None = None
+) -> Step:
     """The step from t to t_next, evaluating `stages` only; `first` is k_1 where it is known."""
     dt = t_next - t
     inputs: list[Tensor | None] = [None] * tableau.stages

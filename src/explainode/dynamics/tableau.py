@@ -50,10 +50,14 @@ class Tableau:
         rows = []
         for i, row in enumerate(self.a):
             if len(row) > s or any(row[i:]):
-                raise UserError(f"tableau {self.name!r}: stage {i + 1} uses itself or a later stage; only explicit methods can be stepped")
+                raise UserError(
+                    f"tableau {self.name!r}: stage {i + 1} uses itself or a later stage; only explicit methods can be stepped"
+                )
             rows.append((*row, *(0.0,) * (s - len(row))))
             if abs(math.fsum(row) - self.c[i]) > _TOLERANCE:
-                raise UserError(f"tableau {self.name!r}: row {i + 1} of a sums to {math.fsum(row):.12g}, but c is {self.c[i]:.12g}")
+                raise UserError(
+                    f"tableau {self.name!r}: row {i + 1} of a sums to {math.fsum(row):.12g}, but c is {self.c[i]:.12g}"
+                )
         for letter, weights in (("b", self.b), ("b_hat", self.b_hat)):
             if weights is not None and abs(math.fsum(weights) - 1) > _TOLERANCE:
                 raise UserError(
@@ -131,8 +135,20 @@ BOSH3 = Tableau(
 )
 
 # Kutta 1901: the classical rule, and the 3/8 rule (which torchdiffeq calls rk4).
-RK4 = Tableau("rk4", 4, a=((), (1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0)), b=(1 / 6, 1 / 3, 1 / 3, 1 / 6), c=(0.0, 1 / 2, 1 / 2, 1.0))
-RK4_38 = Tableau("rk4_38", 4, a=((), (1 / 3,), (-1 / 3, 1.0), (1.0, -1.0, 1.0)), b=(1 / 8, 3 / 8, 3 / 8, 1 / 8), c=(0.0, 1 / 3, 2 / 3, 1.0))
+RK4 = Tableau(
+    "rk4",
+    4,
+    a=((), (1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0)),
+    b=(1 / 6, 1 / 3, 1 / 3, 1 / 6),
+    c=(0.0, 1 / 2, 1 / 2, 1.0),
+)
+RK4_38 = Tableau(
+    "rk4_38",
+    4,
+    a=((), (1 / 3,), (-1 / 3, 1.0), (1.0, -1.0, 1.0)),
+    b=(1 / 8, 3 / 8, 3 / 8, 1 / 8),
+    c=(0.0, 1 / 3, 2 / 3, 1.0),
+)
 
 # Dormand and Prince 1980 with their own embedded weights (torchdiffeq has Shampine's); the step of b2 = b7 = 0.
 DOPRI5 = Tableau(
@@ -154,7 +170,15 @@ DOPRI5 = Tableau(
 )
 
 # Tsitouras 2011. The paper prints b - b_hat.
-_TSIT5_B = (0.09646076681806523, 0.01, 0.4798896504144996, 1.379008574103742, -3.290069515436081, 2.324710524099774, 0.0)
+_TSIT5_B = (
+    0.09646076681806523,
+    0.01,
+    0.4798896504144996,
+    1.379008574103742,
+    -3.290069515436081,
+    2.324710524099774,
+    0.0,
+)
 _TSIT5_ERROR = (
     -0.00178001105222577714,
     -0.0008164344596567469,
@@ -182,7 +206,10 @@ TSIT5 = Tableau(
     embedded_order=4,
 )
 
-TABLEAUS = {method.name: method for method in (EULER, MIDPOINT, HEUN2, RALSTON, FEHLBERG2, HEUN3, BOSH3, RK4, RK4_38, DOPRI5, TSIT5)}
+TABLEAUS = {
+    method.name: method
+    for method in (EULER, MIDPOINT, HEUN2, RALSTON, FEHLBERG2, HEUN3, BOSH3, RK4, RK4_38, DOPRI5, TSIT5)
+}
 
 
 def tableau(name: str) -> Tableau:

@@ -47,9 +47,13 @@ class TorchDiffEq:
 
     def __post_init__(self) -> None:
         if self.method not in (*FIXED, *ADAPTIVE):
-            raise UserError(f"torchdiffeq has no method {self.method!r} here; the nearest are {nearest(self.method, (*FIXED, *ADAPTIVE))}")
+            raise UserError(
+                f"torchdiffeq has no method {self.method!r} here; the nearest are {nearest(self.method, (*FIXED, *ADAPTIVE))}"
+            )
         if self.method in FIXED and (self.steps is None or self.steps < 1):
-            raise UserError(f"torchdiffeq's {self.method} takes fixed steps; set steps to a number of at least 1, got {self.steps}")
+            raise UserError(
+                f"torchdiffeq's {self.method} takes fixed steps; set steps to a number of at least 1, got {self.steps}"
+            )
         if self.method in ADAPTIVE and self.steps is not None:
             raise UserError(
                 f"torchdiffeq's {self.method} chooses its steps by rtol and atol; leave steps open, or take a fixed method: {FIXED}"
@@ -90,7 +94,9 @@ class TorchDiffEq:
             times = interval.equal_steps(self.steps or 1) if grid is None else check_grid(grid, interval)
             options = {"grid_constructor": _constructor(times)}
         elif grid is not None:
-            raise UserError(f"torchdiffeq's {self.method} cannot replay a grid; use RungeKutta, or a fixed method: {', '.join(FIXED)}")
+            raise UserError(
+                f"torchdiffeq's {self.method} cannot replay a grid; use RungeKutta, or a fixed method: {', '.join(FIXED)}"
+            )
         ends = torch.stack([torch.as_tensor(t, dtype=torch.float64, device=x0.device) for t in (t0, t1)])
         arguments: dict[str, Any] = {"rtol": self.rtol, "atol": self.atol, "method": self.method, "options": options}
         try:
@@ -135,7 +141,9 @@ def _constructor(times: Sequence[float]) -> Callable[[Any, Tensor, Tensor], Tens
     """torchdiffeq's `grid_constructor` for a given grid, in the direction that is asked for; the ends may be differentiated."""
 
     def construct(func: Any, x: Tensor, ends: Tensor) -> Tensor:
-        fractions = torch.tensor([(t - times[0]) / (times[-1] - times[0]) for t in times], dtype=ends.dtype, device=ends.device)
+        fractions = torch.tensor(
+            [(t - times[0]) / (times[-1] - times[0]) for t in times], dtype=ends.dtype, device=ends.device
+        )
         if ends[0] > ends[-1]:
             fractions = 1 - fractions.flip(0)
         inner = ends[0] + fractions[1:-1] * (ends[-1] - ends[0])

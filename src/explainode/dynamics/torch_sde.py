@@ -15,7 +15,11 @@ from explainode.dynamics.sde import VectorField, check_problem, learned_paramete
 from explainode.dynamics.solver import outside_compiler
 from explainode.errors import UserError, nearest
 
-METHODS = {"euler": "none", "milstein": "none", "srk": "space-time"}  # Ito methods for diagonal noise; the Lévy area that each asks for
+METHODS = {
+    "euler": "none",
+    "milstein": "none",
+    "srk": "space-time",
+}  # Ito methods for diagonal noise; the Lévy area that each asks for
 GRADIENTS = ("backprop", "adjoint")
 
 
@@ -50,7 +54,9 @@ class TorchSDE:
                 f"no method of torchsde for Ito equations with diagonal noise is called {self.method!r}; the nearest are {nearest(self.method, METHODS)}"
             )
         if self.gradient not in GRADIENTS:
-            raise UserError(f"no gradient called {self.gradient!r}; the nearest are {nearest(self.gradient, GRADIENTS)}")
+            raise UserError(
+                f"no gradient called {self.gradient!r}; the nearest are {nearest(self.gradient, GRADIENTS)}"
+            )
         if self.steps < 1:
             raise UserError(f"a stochastic solver needs at least 1 step, got steps={self.steps}")
 
@@ -75,12 +81,18 @@ class TorchSDE:
         learned = learned_parameters(drift, diffusion, parameters)
         adjoint = self.gradient == "adjoint" and torch.is_grad_enabled()
         # the adjoint differentiates by what it is told to, so that its fields are inspected for what it would lose
-        equation = _Flattened(Field(drift, x0, learned, adjoint), Field(like_state(diffusion), x0, learned, adjoint, diffusion))
+        equation = _Flattened(
+            Field(drift, x0, learned, adjoint), Field(like_state(diffusion), x0, learned, adjoint, diffusion)
+        )
         y0 = x0.reshape(len(x0), -1)
         times = torch.tensor([t0, t1], dtype=torch.float64)
         # torchsde adds up dt until it passes t1; a dt too short by rounding would cost it one more, tiny step
         dt = (t1 - t0) / self.steps * (1 + 1e-12)
-        settings: dict[str, Any] = {"bm": _Intervals(key, y0, t0, t1, dt, METHODS[self.method]), "dt": dt, "method": self.method}
+        settings: dict[str, Any] = {
+            "bm": _Intervals(key, y0, t0, t1, dt, METHODS[self.method]),
+            "dt": dt,
+            "method": self.method,
+        }
         if adjoint:
             states = torchsde.sdeint_adjoint(equation, y0, times, adjoint_params=learned, **settings)
         else:
@@ -117,7 +129,9 @@ class _Intervals(torchsde.BaseBrownian):
     def __init__(self, key: Tensor, y0: Tensor, t0: float, t1: float, dt: float, levy_area: str) -> None:
         size, dtype, device = (1, y0.shape[1]), y0.dtype, y0.device
         self.samples = [
-            torchsde.BrownianInterval(t0, t1, size, dtype, device, word & (1 << 64) - 1, dt, levy_area_approximation=levy_area)
+            torchsde.BrownianInterval(
+                t0, t1, size, dtype, device, word & (1 << 64) - 1, dt, levy_area_approximation=levy_area
+            )
             for word in key.tolist()
         ]
 

@@ -170,7 +170,9 @@ class CheckpointedWalk(Walk):
         super().accept(t, taken)
         if n + 1 - max(self.states) == self._every:
             self.states[n + 1] = self.x
-        if self.memory == "sqrt" and len(self.states) > 2 * self._every:  # keep every second: about as many states as steps between two
+        if (
+            self.memory == "sqrt" and len(self.states) > 2 * self._every
+        ):  # keep every second: about as many states as steps between two
             self._every *= 2
             self.states = {index: state for index, state in self.states.items() if index % self._every == 0}
 

@@ -36,7 +36,9 @@ def continuous_blocks(model: nn.Module) -> list[ODEBlock]:
     return blocks
 
 
-def state_and_adjoint(model: nn.Module, x: Tensor, target: Tensor, block: ODEBlock, position: float = 0.0) -> tuple[Tensor, Tensor]:
+def state_and_adjoint(
+    model: nn.Module, x: Tensor, target: Tensor, block: ODEBlock, position: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """The state X within a block, and alpha = dy_target/dX there: the adjoint at that depth, by the exact discrete adjoint of the solver.
 
     Row i of dy/dX_N * delta_N (Eq. 23) is alpha_0 with the seed alpha_N = dy_i/dX_N: one backward pass, and delta_N is never built.

@@ -31,7 +31,10 @@ from explainode.relevance.walk import Walk, seed
 
 FUSIONS = ("mean", "max", "min")
 # Where tokens came from and where they go, whatever the numbers: features and summands count alike, attention by its weights.
-_PATHS = Composite([Assignment(rule) for rule in (Flat(), Split("half"), Route("absorb"), Gate(), ConstantAttention(), Pass())], seed="one")
+_PATHS = Composite(
+    [Assignment(rule) for rule in (Flat(), Split("half"), Route("absorb"), Gate(), ConstantAttention(), Pass())],
+    seed="one",
+)
 
 
 @dataclass(eq=False)
@@ -70,7 +73,11 @@ class Attention:
 
     def since(self, operation: Operation | None) -> Tape:
         """The tape from an operation on."""
-        return self.tape if operation is None else replace(self.tape, operations=self.tape.operations[self.place[id(operation)] :])
+        return (
+            self.tape
+            if operation is None
+            else replace(self.tape, operations=self.tape.operations[self.place[id(operation)] :])
+        )
 
     def walk_back(self, target: Tensor, composite: Composite) -> list[Tensor]:
         """What reaches A of each layer, by one counted walk back from the logits; zeros where nothing does."""
@@ -92,7 +99,9 @@ class Attention:
         The grid is that of the last convolution before the tokens; where patches are made without one, it is that of the pixels. What class,
         distillation and register tokens weigh is left out: they come from no place.
         """
-        features = tokens.unsqueeze(-1).expand_as(self._batch_first(self.first, self.first.data)) / self.first.data.shape[-1]
+        features = (
+            tokens.unsqueeze(-1).expand_as(self._batch_first(self.first, self.first.data)) / self.first.data.shape[-1]
+        )
         end = self.place[id(self.first.producer)]
         maps = [op for op in self.tape.operations[: end + 1] if op.name == "convolution" and op.output.data.dim() == 4]
         origin = maps[-1] if maps else None
@@ -127,7 +136,9 @@ def find_attention(model: nn.Module, tape: Tape) -> Attention:
         tokens = stream[0].data.numel() // (tape.batch * stream[0].data.shape[-1])
         place = {id(operation): at for at, operation in enumerate(tape.operations)}
         end = place[id(stream[1].producer)]
-        layers = [layer for layer in layers if place[id(layer)] < end]  # attention behind the last tokens only pools them
+        layers = [
+            layer for layer in layers if place[id(layer)] < end
+        ]  # attention behind the last tokens only pools them
     sizes = [tuple(layer.output.data.shape[-2:]) for layer in layers]
     if not stream or any(size != (tokens, tokens) for size in sizes):
         found = ", ".join(dict.fromkeys(f"{rows} x {columns}" for rows, columns in sizes))
@@ -257,7 +268,9 @@ class AttentionRollout(AttentionExplainer):
                 f"heads must be one of {', '.join(FUSIONS)}, got {self.heads!r}; the nearest are {nearest(self.heads, FUSIONS)}"
             )
         if not 0 <= self.discard < 1:
-            raise UserError(f"discard must be a share in [0, 1), got {self.discard}; 0 keeps every entry, Gildenblat takes 0.9")
+            raise UserError(
+                f"discard must be a share in [0, 1), got {self.discard}; 0 keeps every entry, Gildenblat takes 0.9"
+            )
 
     def weigh(self, attention: Attention, target: Tensor) -> Tensor:
         matrices = started(attention.matrices(), self.start_layer)
@@ -272,7 +285,9 @@ def started(matrices: list[Tensor], start_layer: int) -> list[Tensor]:
         UserError: if there is no such layer.
     """
     if not 0 <= start_layer < len(matrices):
-        raise UserError(f"start_layer must be one of 0 to {len(matrices) - 1}, the blocks of this network, got {start_layer}")
+        raise UserError(
+            f"start_layer must be one of 0 to {len(matrices) - 1}, the blocks of this network, got {start_layer}"
+        )
     return matrices[start_layer:]
 
 
@@ -288,7 +303,9 @@ class WeightedRollout(AttentionExplainer):
 
     def weigh(self, attention: Attention, target: Tensor) -> Tensor:
         gradients = attention.walk_back(target, backpropagation(Gradient()))
-        relevance = started([weighted(*pair) for pair in zip(gradients, self.weights(attention, target), strict=True)], self.start_layer)
+        relevance = started(
+            [weighted(*pair) for pair in zip(gradients, self.weights(attention, target), strict=True)], self.start_layer
+        )
         eye = torch.eye(relevance[0].shape[-1], dtype=relevance[0].dtype, device=relevance[0].device)
         return roll(attention.readout()[:, None], [C + eye for C in relevance])[:, 0]
 

@@ -19,7 +19,17 @@ from explainode.explainers.passes import count_passes, gradient, pass_limit, pre
 from explainode.explainers.targets import Target, Unit, as_indices, resolve_target
 from explainode.randomness import current_scope, noise_scope
 
-__all__ = ["BoundExplainer", "Explainer", "count_passes", "gradient", "guard", "pass_limit", "predict", "resolve_target", "rows_per_pass"]
+__all__ = [
+    "BoundExplainer",
+    "Explainer",
+    "count_passes",
+    "gradient",
+    "guard",
+    "pass_limit",
+    "predict",
+    "resolve_target",
+    "rows_per_pass",
+]
 
 
 def check_images(x: Tensor) -> Tensor:
@@ -57,7 +67,9 @@ def prepared(model: nn.Module, x: Tensor, target: Target) -> Iterator[tuple[nn.M
 
 def finished(attribution: Tensor) -> Tensor:
     """An attribution as it leaves the method: detached (unless `keep_graph` is open), float32 at least."""
-    return (attribution if graph_is_kept() else attribution.detach()).to(torch.promote_types(attribution.dtype, torch.float32))
+    return (attribution if graph_is_kept() else attribution.detach()).to(
+        torch.promote_types(attribution.dtype, torch.float32)
+    )
 
 
 @dataclass(frozen=True)

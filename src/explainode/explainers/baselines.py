@@ -25,7 +25,9 @@ def make_baseline(baseline: Baseline, x: Tensor) -> Tensor:
     """
     if isinstance(baseline, Tensor):
         if baseline.shape != x.shape[1:]:
-            raise UserError(f"a baseline of shape {tuple(baseline.shape)} does not fit images {tuple(x.shape[1:])}; give (C, H, W)")
+            raise UserError(
+                f"a baseline of shape {tuple(baseline.shape)} does not fit images {tuple(x.shape[1:])}; give (C, H, W)"
+            )
         return baseline.to(x).expand_as(x)
     if isinstance(baseline, (int, float)):
         return torch.full_like(x, baseline)
@@ -35,4 +37,6 @@ def make_baseline(baseline: Baseline, x: Tensor) -> Tensor:
         return x.mean((-2, -1), keepdim=True).expand_as(x)
     if baseline == "blur":
         return blur(x)
-    raise UserError(f"no baseline named {baseline!r}; the nearest are {nearest(baseline, NAMES)} (or give a gray level in [0, 1])")
+    raise UserError(
+        f"no baseline named {baseline!r}; the nearest are {nearest(baseline, NAMES)} (or give a gray level in [0, 1])"
+    )

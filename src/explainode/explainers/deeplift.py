@@ -108,7 +108,9 @@ class DeepSHAP(Explainer):
             raise UserError("the linear rule sees no baseline; choose rescale or reveal_cancel, or gradient_shap")
         if isinstance(self.baselines, Tensor):
             if self.baselines.dim() != 4 or len(self.baselines) < 1:
-                raise UserError(f"baselines of shape {tuple(self.baselines.shape)} are no batch of images; give (N, C, H, W)")
+                raise UserError(
+                    f"baselines of shape {tuple(self.baselines.shape)} are no batch of images; give (N, C, H, W)"
+                )
         elif self.baselines < 1:
             raise UserError(f"baselines must be at least 1, got {self.baselines}")
 
@@ -133,7 +135,9 @@ class DeepSHAP(Explainer):
             shared = not _has_noise() and _is_batch_first(tape)
             for x0 in references:
                 reference = _record_alone(model, x0, target) if shared else None
-                if reference is None or not same_operations(tape, reference):  # torch may multiply a single row by other operations
+                if reference is None or not same_operations(
+                    tape, reference
+                ):  # torch may multiply a single row by other operations
                     shared, reference = False, _record(model, x0.expand_as(x), target)
                 total += (x - x0) * _multipliers(tape, reference, target, self.rule)
             return (total / len(references),)

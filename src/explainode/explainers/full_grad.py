@@ -48,14 +48,20 @@ class FullGrad(Explainer):
 
             def add(operation: Operation, R: tuple[Tensor | None, ...], shares: tuple[Tensor | None, ...]) -> None:
                 nonlocal placeless
-                if (term := bias_term(operation, R, shares)) is not None and term.dim() == 4 and walk.samples.leading(operation.output):
+                if (
+                    (term := bias_term(operation, R, shares)) is not None
+                    and term.dim() == 4
+                    and walk.samples.leading(operation.output)
+                ):
                     found = self._reduced(term)
                     size = (found.shape[2], found.shape[3])
                     maps[size] = maps[size] + found if size in maps else found
                 elif term is not None or not is_homogeneous(operation):
                     placeless = placeless + self._reduced(left_over(walk, operation, R, shares))
 
-            gradient = walk.back({tape.output: one_hot(tape, target)}, backpropagation(Gradient()), last=True, observe=add)
+            gradient = walk.back(
+                {tape.output: one_hot(tape, target)}, backpropagation(Gradient()), last=True, observe=add
+            )
             total = self._reduced(gradient * x)
             for found in maps.values():
                 total = total + keeping_sum(found, x.shape[-2:])
@@ -86,7 +92,9 @@ def bias_term(operation: Operation, R: tuple[Tensor | None, ...], shares: tuple[
         assert operation.bias is not None
         return R[0] * operation.bias
     y = operation.output.data
-    if operation.kind not in ("affine", "activation", "product") or any(value.data.shape != y.shape for value in operation.inputs):
+    if operation.kind not in ("affine", "activation", "product") or any(
+        value.data.shape != y.shape for value in operation.inputs
+    ):
         return None
     return R[0] * y - sum(products(operation, shares))
 
@@ -97,7 +105,9 @@ def products(operation: Operation, shares: tuple[Tensor | None, ...]) -> list[Te
     return [torch.where(share == 0, 0, share * x) for share, x in pairs]
 
 
-def left_over(walk: Walk, operation: Operation, R: tuple[Tensor | None, ...], shares: tuple[Tensor | None, ...]) -> Tensor:
+def left_over(
+    walk: Walk, operation: Operation, R: tuple[Tensor | None, ...], shares: tuple[Tensor | None, ...]
+) -> Tensor:
     """(B,): R * (y - J x) summed over each image, which is sum(R * y) - sum((J^T R) * x)."""
     total = torch.zeros(walk.tape.batch, dtype=torch.float64, device=walk.tape.input.data.device)
     for value, r in zip(operation.outputs, R, strict=True):
@@ -113,5 +123,7 @@ def keeping_sum(maps: Tensor, size: torch.Size) -> Tensor:
     """`maps` (B, 1, h, w) upsampled bilinearly to `size`, each value handed out among the pixels that read it."""
     with torch.enable_grad():
         ones = torch.ones_like(maps[:1]).requires_grad_()
-        (readers,) = torch.autograd.grad(F.interpolate(ones, size=size, mode="bilinear", align_corners=False).sum(), ones)
+        (readers,) = torch.autograd.grad(
+            F.interpolate(ones, size=size, mode="bilinear", align_corners=False).sum(), ones
+        )
     return F.interpolate(maps / readers, size=size, mode="bilinear", align_corners=False)

@@ -120,7 +120,9 @@ class AdaptiveIntegratedGradients(Explainer):
         if not 0 < self.tolerance < 1:
             raise UserError(f"tolerance must be a fraction in (0, 1), got {self.tolerance}")
         if self.first_steps < 1 or self.max_steps <= self.first_steps:
-            raise UserError(f"first_steps must be in 1..max_steps-1, got {self.first_steps} with max_steps {self.max_steps}")
+            raise UserError(
+                f"first_steps must be in 1..max_steps-1, got {self.first_steps} with max_steps {self.max_steps}"
+            )
 
     def attribute(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
         difference = x - (baseline := make_baseline(self.baseline, x))
@@ -134,7 +136,8 @@ class AdaptiveIntegratedGradients(Explainer):
         evaluated = list(each_copy(lambda points, classes: gradient(model, points, classes), points, target))
         gradients = [grad for grad, _ in evaluated]
         path = Partition.uniform(
-            torch.stack([score.double() for _, score in evaluated], 1), torch.stack([slope(grad, rows) for grad in gradients], 1)
+            torch.stack([score.double() for _, score in evaluated], 1),
+            torch.stack([slope(grad, rows) for grad in gradients], 1),
         )
         while True:
             missing = path.errors().sum(1).abs() > self.tolerance * path.total().abs()

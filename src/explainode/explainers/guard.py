@@ -60,7 +60,9 @@ def guard(model: nn.Module, autocast: bool | None = None) -> Iterator[nn.Module]
         stack.enter_context(_modes(network))
         stack.enter_context(_frozen(network))
         stack.enter_context(_attention_unfused())
-        if "torch._dynamo" in sys.modules:  # nothing is compiled before dynamo is imported, and importing it takes seconds
+        if (
+            "torch._dynamo" in sys.modules
+        ):  # nothing is compiled before dynamo is imported, and importing it takes seconds
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())

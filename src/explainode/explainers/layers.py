@@ -65,7 +65,10 @@ def as_map(output: Tensor, x: Tensor) -> Tensor:
 def is_tokens(output: Any, x: Tensor) -> bool:
     """Whether `output` is one token (R, N, C) for each patch of the images, and perhaps some more."""
     return (
-        isinstance(output, Tensor) and output.dim() == 3 and len(output) == len(x) and token_grid(output.shape[1], x.shape[-2:]) is not None
+        isinstance(output, Tensor)
+        and output.dim() == 3
+        and len(output) == len(x)
+        and token_grid(output.shape[1], x.shape[-2:]) is not None
     )
 
 
@@ -78,7 +81,9 @@ def check_map(name: str, output: Any, x: Tensor) -> Tensor:
     if (isinstance(output, Tensor) and output.dim() == 4 and len(output) == len(x)) or is_tokens(output, x):
         return output
     got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-    raise UserError(f"layer {name!r} returns {got}, expected a feature map ({len(x)}, C, h, w); choose a convolutional layer")
+    raise UserError(
+        f"layer {name!r} returns {got}, expected a feature map ({len(x)}, C, h, w); choose a convolutional layer"
+    )
 
 
 def last_call(name: str, seen: Sequence[Tensor]) -> Tensor:
@@ -106,7 +111,9 @@ def get_layer(model: nn.Module, name: str) -> nn.Module:
     try:
         return model.get_submodule(name or "(no name)")  # torch would take "" for the whole network
     except AttributeError:
-        raise UserError(f"no layer named {name!r} in {type(model).__name__}; the nearest are {nearest(name, layer_names(model))}") from None
+        raise UserError(
+            f"no layer named {name!r} in {type(model).__name__}; the nearest are {nearest(name, layer_names(model))}"
+        ) from None
 
 
 @contextmanager
@@ -151,8 +158,12 @@ def find_layer(model: nn.Module, x: Tensor, name: str | None = None) -> str:
         with hooked(list(names), remember), noise_rows(torch.zeros(1, dtype=torch.int64)):
             predict(model, x[:1])
         if not finished:
-            raise UserError(f"no layer of {type(model).__name__} returns a feature map (B, C, h, w); use a method that needs none")
-        if len(tokens) > len(finished):  # a head that pools by attention has few such layers, a transformer has little else
+            raise UserError(
+                f"no layer of {type(model).__name__} returns a feature map (B, C, h, w); use a method that needs none"
+            )
+        if len(tokens) > len(
+            finished
+        ):  # a head that pools by attention has few such layers, a transformer has little else
             raise UserError(
                 f"{type(model).__name__} has no feature map behind {finished[-1]!r}, which only cuts the image into patches: its layers return tokens; "
                 "name a layer of tokens before the last attention (layer=...), or use a method that needs no layer (saliency, ig, smoothgrad)"

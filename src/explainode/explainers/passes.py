@@ -19,7 +19,9 @@ from explainode.errors import UserError
 from explainode.explainers.targets import check_logits, select_score
 from explainode.randomness import noise_rows
 
-ROWS_WITHOUT_LIMIT = 32  # rows of an expanded batch where nobody set a limit: fills a GPU with a single image's copies, fits anywhere
+ROWS_WITHOUT_LIMIT = (
+    32  # rows of an expanded batch where nobody set a limit: fills a GPU with a single image's copies, fits anywhere
+)
 
 
 @dataclass
@@ -94,7 +96,9 @@ def report(name: str, values: Tensor) -> None:
         UserError: if `values` has another number of dimensions.
     """
     if values.dim() != 1:
-        raise UserError(f"report takes one number per row, got {name!r} of shape {tuple(values.shape)}; reduce it to (rows,)")
+        raise UserError(
+            f"report takes one number per row, got {name!r} of shape {tuple(values.shape)}; reduce it to (rows,)"
+        )
     reports = _reports.get()
     if reports is not None and len(values) == reports.rows:
         values = values.detach() if values.is_floating_point() else values.double()  # of counts the mean is no count
@@ -107,7 +111,12 @@ def join_reports(parts: Sequence[Reports]) -> dict[str, Tensor]:
     names = dict.fromkeys(name for means in found for name in means)
     like = {name: next(means[name] for means in found if name in means) for name in names}
     return {
-        name: torch.cat([means.get(name, like[name].new_full((part.rows,), torch.nan)) for part, means in zip(parts, found, strict=True)])
+        name: torch.cat(
+            [
+                means.get(name, like[name].new_full((part.rows,), torch.nan))
+                for part, means in zip(parts, found, strict=True)
+            ]
+        )
         for name in names
     }
 
@@ -168,7 +177,11 @@ def differentiate_at(score: Tensor, places: Sequence[Tensor]) -> tuple[Tensor, .
     Raises:
         UserError: if the score has no graph to one of them.
     """
-    gradients = torch.autograd.grad(score.sum(), places, allow_unused=True, create_graph=graph_is_kept()) if score.requires_grad else ()
+    gradients = (
+        torch.autograd.grad(score.sum(), places, allow_unused=True, create_graph=graph_is_kept())
+        if score.requires_grad
+        else ()
+    )
     found = tuple(gradient for gradient in gradients if gradient is not None)
     if len(found) < len(places):
         raise UserError(

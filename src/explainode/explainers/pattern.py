@@ -59,7 +59,9 @@ class PatternNet(Explainer):
                 for mine, operation in zip(neurons, operations, strict=True):
                     mine.add(operation)
             if not neurons:
-                raise UserError(f"{type(self).__name__} learns from images and got none; give batches of training images")
+                raise UserError(
+                    f"{type(self).__name__} learns from images and got none; give batches of training images"
+                )
             patterns = tuple(mine.pattern(operation) for mine, operation in zip(neurons, operations, strict=True))
         fitted = copy.copy(self)
         object.__setattr__(fitted, "patterns", patterns)
@@ -67,7 +69,9 @@ class PatternNet(Explainer):
 
     def attribute(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
         if not self.patterns:
-            raise UserError(f"{type(self).__name__} has not seen data yet; call explainer.fit(model, batches) and use what it returns")
+            raise UserError(
+                f"{type(self).__name__} has not seen data yet; call explainer.fit(model, batches) and use what it returns"
+            )
         composite = backpropagation(Pattern(self.patterns, self.attribution))
 
         def evaluate(x: Tensor, target: Tensor) -> tuple[Tensor]:

@@ -44,7 +44,9 @@ def quadrature(name: str, steps: int) -> Quadrature:
         nodes, weights = np.linspace(0, 1, steps), np.full(steps, 1 / (steps - 1))
         weights[[0, -1]] /= 2
     else:
-        raise UserError(f"no quadrature named {name!r}; choose one of {', '.join(RULES)} (nearest: {nearest(name, RULES)})")
+        raise UserError(
+            f"no quadrature named {name!r}; choose one of {', '.join(RULES)} (nearest: {nearest(name, RULES)})"
+        )
     return Quadrature(tuple(nodes.tolist()), tuple(weights.tolist()))
 
 
@@ -92,7 +94,8 @@ class Partition:
     def total(self) -> Tensor:
         """(B,): F(1) - F(0)."""
         return (
-            self.value.gather(1, self.alpha.argmax(1, keepdim=True))[:, 0] - self.value.gather(1, self.alpha.argmin(1, keepdim=True))[:, 0]
+            self.value.gather(1, self.alpha.argmax(1, keepdim=True))[:, 0]
+            - self.value.gather(1, self.alpha.argmin(1, keepdim=True))[:, 0]
         )
 
     def weights(self) -> Tensor:

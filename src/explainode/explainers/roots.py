@@ -48,7 +48,9 @@ class RootInference(Relevance):
         found = {}
         for name in names:
             if name not in walk.signals:
-                raise UserError(f"no root is inferred at layer {name!r}; the nearest where one is are {nearest(name, walk.signals)}")
+                raise UserError(
+                    f"no root is inferred at layer {name!r}; the nearest where one is are {nearest(name, walk.signals)}"
+                )
             signal = walk.signals[name][0]
             last = next(o for o in reversed(walk.tape.operations) if o.module == name and o.kind == "linear")
             found[name] = Decomposition(signal, last.inputs[0].data - signal)

@@ -51,7 +51,9 @@ class SmoothGrad(Explainer):
         if not self.sigma >= 0:
             raise UserError(f"sigma must be a fraction of the image's range, 0 or more, got {self.sigma}")
         if self.statistic not in STATISTICS:
-            raise UserError(f"no statistic named {self.statistic!r}; the nearest are {nearest(self.statistic, STATISTICS)}")
+            raise UserError(
+                f"no statistic named {self.statistic!r}; the nearest are {nearest(self.statistic, STATISTICS)}"
+            )
 
     @property
     def class_specific(self) -> bool:  # type: ignore[override]
@@ -62,8 +64,12 @@ class SmoothGrad(Explainer):
         flat = x.contiguous()  # noise is drawn in memory order: the same for channels_last images
         copies = (x + spread * normal_like(flat, input_keys(x, "smoothgrad", draw)) for draw in range(self.samples))
         mean = square = torch.zeros(())
-        attributions = each_copy(lambda rows, classes: (self.explainer.attribute(model, rows, classes),), copies, target)
-        for n, (attribution,) in enumerate(attributions, start=1):  # Welford's recurrence: no difference of large numbers
+        attributions = each_copy(
+            lambda rows, classes: (self.explainer.attribute(model, rows, classes),), copies, target
+        )
+        for n, (attribution,) in enumerate(
+            attributions, start=1
+        ):  # Welford's recurrence: no difference of large numbers
             change = attribution - mean
             mean = mean + change / n
             square = square + change * (attribution - mean)

@@ -37,9 +37,15 @@ class Unit:
     def __post_init__(self) -> None:
         if self.channel < 0:
             raise UserError(f"a unit's channel counts from 0, got {self.channel}")
-        pair = isinstance(self.position, tuple) and len(self.position) == 2 and all(isinstance(at, int) and at >= 0 for at in self.position)
+        pair = (
+            isinstance(self.position, tuple)
+            and len(self.position) == 2
+            and all(isinstance(at, int) and at >= 0 for at in self.position)
+        )
         if not pair and self.position not in POSITIONS:
-            raise UserError(f"a unit's position is 'max', 'sum' or a pair (row, column) of the layer's map, got {self.position!r}")
+            raise UserError(
+                f"a unit's position is 'max', 'sum' or a pair (row, column) of the layer's map, got {self.position!r}"
+            )
 
     def read(self, output: Tensor) -> Tensor:
         """(R, C): of every channel of the layer, a map (R, C, h, w) or single values (R, C), what this unit is of its own.
@@ -48,11 +54,15 @@ class Unit:
             UserError: if the layer has no such channel or no such position.
         """
         if self.channel >= output.shape[1]:
-            raise UserError(f"layer {self.layer!r} has no channel {self.channel}; choose one of 0..{output.shape[1] - 1}")
+            raise UserError(
+                f"layer {self.layer!r} has no channel {self.channel}; choose one of 0..{output.shape[1] - 1}"
+            )
         if isinstance(self.position, tuple):
             size = tuple(output.shape[2:])
             if len(size) != 2 or not all(at < side for at, side in zip(self.position, size, strict=True)):
-                raise UserError(f"layer {self.layer!r} returns maps of size {size}, which have no position {self.position}")
+                raise UserError(
+                    f"layer {self.layer!r} returns maps of size {size}, which have no position {self.position}"
+                )
             return output[:, :, self.position[0], self.position[1]]
         if output.dim() == 2:
             return output
@@ -71,7 +81,9 @@ def check_logits(output: Any, rows: int) -> Tensor:
     if isinstance(output, Tensor) and output.dim() == 2 and output.shape[0] == rows:
         return output
     got = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
-    raise UserError(f"the model returned {got} for {rows} images, expected logits (B, K); wrap it so that it returns logits alone")
+    raise UserError(
+        f"the model returned {got} for {rows} images, expected logits (B, K); wrap it so that it returns logits alone"
+    )
 
 
 def as_indices(target: int | Sequence[int] | Tensor, batch: int, device: torch.device) -> Tensor:
@@ -82,11 +94,15 @@ def as_indices(target: int | Sequence[int] | Tensor, batch: int, device: torch.d
     """
     indices = torch.as_tensor(target, device=device)
     if indices.dtype.is_floating_point or indices.dtype.is_complex or indices.dtype == torch.bool:
-        raise UserError(f"target has type {str(indices.dtype).removeprefix('torch.')}, expected class indices; give whole numbers")
+        raise UserError(
+            f"target has type {str(indices.dtype).removeprefix('torch.')}, expected class indices; give whole numbers"
+        )
     if indices.dim() == 0:
         indices = indices.expand(batch)
     if indices.shape != (batch,):
-        raise UserError(f"target must have shape ({batch},), got {tuple(indices.shape)}; give one class, or one per image")
+        raise UserError(
+            f"target must have shape ({batch},), got {tuple(indices.shape)}; give one class, or one per image"
+        )
     return indices.to(torch.int64)
 
 

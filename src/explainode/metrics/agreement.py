@@ -43,7 +43,9 @@ def mean_ranks(values: Tensor) -> Tensor:
     new = torch.ones_like(ordered, dtype=torch.bool)
     new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
     start = torch.where(new, places, 0).cummax(1).values
-    end = torch.where(new.roll(-1, 1), places, torch.inf).flip(1).cummin(1).values.flip(1)  # `new[:, 0]` rolls to the last place
+    end = (
+        torch.where(new.roll(-1, 1), places, torch.inf).flip(1).cummin(1).values.flip(1)
+    )  # `new[:, 0]` rolls to the last place
     ranks = torch.empty_like(start).scatter_(1, order, (start + end) / 2)
     return torch.where(torch.isnan(values).any(1, keepdim=True), torch.nan, ranks)
 
@@ -86,10 +88,14 @@ def auc_judd(prediction: Tensor, points: Tensor, benchmark: bool = False) -> Ten
     if not benchmark:
         return area
     positives, negatives = ranking.positives, ranking.negatives
-    below = ranking.last & (ranking.positive < positives.long()[:, None])  # cuts above the group that holds the lowest fixation
+    below = ranking.last & (
+        ranking.positive < positives.long()[:, None]
+    )  # cuts above the group that holds the lowest fixation
     zero = torch.zeros_like(ranking.seen)
     before, before_true = (torch.where(below, count, zero).amax(1) for count in (ranking.seen, ranking.positive))
-    at = (ranking.last & (ranking.positive == positives.long()[:, None])).long().argmax(1, keepdim=True)  # where that group ends
+    at = (
+        (ranking.last & (ranking.positive == positives.long()[:, None])).long().argmax(1, keepdim=True)
+    )  # where that group ends
     group_true = positives - before_true
     group_false = ranking.seen.gather(1, at)[:, 0] - before - group_true
     # of n in random order with p hits, p / (p + 1) of the others stand before the last hit
@@ -134,7 +140,9 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     variance_p, variance_q = local(p * p) - mean_p**2, local(q * q) - mean_q**2
     covariance = local(p * q) - mean_p * mean_q
     c1, c2 = 0.01**2, 0.03**2
-    index = ((2 * mean_p * mean_q + c1) * (2 * covariance + c2)) / ((mean_p**2 + mean_q**2 + c1) * (variance_p + variance_q + c2))
+    index = ((2 * mean_p * mean_q + c1) * (2 * covariance + c2)) / (
+        (mean_p**2 + mean_q**2 + c1) * (variance_p + variance_q + c2)
+    )
     return torch.where(_flat(p.flatten(1)) | _flat(q.flatten(1)), torch.nan, index.flatten(1).mean(1))
 
 
@@ -210,7 +218,9 @@ def agreement_matrix(heatmaps: Mapping[str, Tensor], measure: str = "spearman") 
     return AgreementMatrix(measure, names, mean, n)
 
 
-def explainer_agreement(maps: Sequence[Maps], model: str, measure: str = "spearman", reduction: str = "sum") -> AgreementMatrix:
+def explainer_agreement(
+    maps: Sequence[Maps], model: str, measure: str = "spearman", reduction: str = "sum"
+) -> AgreementMatrix:
     """The agreement of all explainers of one model, from the maps that an evaluation kept of its panel (`Results.maps`).
 
     Raises:
@@ -218,9 +228,14 @@ def explainer_agreement(maps: Sequence[Maps], model: str, measure: str = "spearm
     """
     own = {m.explainer: m for m in maps if m.model == model}
     if not own:
-        raise UserError(f"no maps of a model named {model!r}; the nearest are {nearest(model, {m.model for m in maps})}")
+        raise UserError(
+            f"no maps of a model named {model!r}; the nearest are {nearest(model, {m.model for m in maps})}"
+        )
     if len({tuple(m.sample_id.tolist()) for m in own.values()}) > 1:
         raise UserError("the explainers' maps show different images; measure them on one panel")
     size = next(iter(own.values())).image.shape[1:3]
-    heat = {name: upsample(reduce_channels(torch.from_numpy(m.attribution).float(), reduction), size) for name, m in own.items()}
+    heat = {
+        name: upsample(reduce_channels(torch.from_numpy(m.attribution).float(), reduction), size)
+        for name, m in own.items()
+    }
     return agreement_matrix(heat, measure)

@@ -26,10 +26,16 @@ from explainode.metrics.statistics import bootstrap_means, percentile_interval
 
 WHAT_IS_NEEDED = {
     "mask": ("masks", "choose data with masks, such as data=shapes, data=composites, data=voc2012 or data=imagenet_s"),
-    "boxes": ("boxes", "choose data with boxes, such as data=tiny_imagenet_boxes or data=imagenet, or the box around a mask (truth=mask)"),
+    "boxes": (
+        "boxes",
+        "choose data with boxes, such as data=tiny_imagenet_boxes or data=imagenet, or the box around a mask (truth=mask)",
+    ),
     "label": ("labels", "choose data with labels, such as data=shapes"),
     "fixation_map": ("fixation maps", "choose data with maps of where people looked, such as data=saliency_folder"),
-    "fixation_points": ("fixation points", "choose data with the points that people fixated, such as data=saliency_folder data.points=..."),
+    "fixation_points": (
+        "fixation points",
+        "choose data with the points that people fixated, such as data=saliency_folder data.points=...",
+    ),
 }
 
 
@@ -85,7 +91,9 @@ class ExplanationMetric(Metric):
     curve_sums: Tensor
 
     def __init__(self) -> None:
-        super().__init__(sync_on_compute=False)  # we sum the tables ourselves: one all-reduce instead of a gather for each state
+        super().__init__(
+            sync_on_compute=False
+        )  # we sum the tables ourselves: one all-reduce instead of a gather for each state
         self._sums: dict[str, np.ndarray] | None = None
         self.setup(0)
 
@@ -124,12 +132,18 @@ class ExplanationMetric(Metric):
         self._ids = torch.arange(n) if isinstance(n, int) else torch.tensor(sorted(set(n)), dtype=torch.int64)
         rows, width = len(self._ids), len(self.columns)
         axis = self.curve_axis()
-        with torch.inference_mode(False):  # validation loops run in inference mode; its tensors could not be updated outside
+        with torch.inference_mode(
+            False
+        ):  # validation loops run in inference mode; its tensors could not be updated outside
             self.add_state("value", torch.zeros(rows, width, dtype=torch.float64), dist_reduce_fx="sum")
             self.add_state("count", torch.zeros(rows, width, dtype=torch.int32), dist_reduce_fx="sum")
             self.add_state("excluded", torch.zeros(rows, width, dtype=torch.int32), dist_reduce_fx="sum")
             # curves as sums only: one row per image would be 40 MB per process for 50,000 images and 101 points
-            self.add_state("curve_sums", torch.zeros(3, 0 if axis is None else len(axis[0]), dtype=torch.float64), dist_reduce_fx="sum")
+            self.add_state(
+                "curve_sums",
+                torch.zeros(3, 0 if axis is None else len(axis[0]), dtype=torch.float64),
+                dist_reduce_fx="sum",
+            )
         self.reset()
         return self
 
@@ -157,7 +171,9 @@ class ExplanationMetric(Metric):
         self.count.index_add_(0, rows, valid.int())
         self.excluded.index_add_(0, rows, (~valid).int())
         if self.curve_sums.shape[1]:
-            curves = self.curves(explanation).detach().to(self.value.device).double()[~seen]  # an image counts once in the curve
+            curves = (
+                self.curves(explanation).detach().to(self.value.device).double()[~seen]
+            )  # an image counts once in the curve
             curves = curves[~torch.isnan(curves).any(1)]
             self.curve_sums += torch.stack((curves.sum(0), curves.square().sum(0), torch.ones_like(curves).sum(0)))
         self._sums = None
@@ -215,7 +231,9 @@ class ExplanationMetric(Metric):
     def compute(self) -> Tensor | dict[str, Tensor]:
         """The value over all images seen: (), or {result: ()} if there are several; NaN if no image counts."""
         values = self.combine(_means(self._values()))
-        tensors = {name: torch.tensor(float(v), dtype=torch.float32) for name, v in zip(self.results, values, strict=True)}
+        tensors = {
+            name: torch.tensor(float(v), dtype=torch.float32) for name, v in zip(self.results, values, strict=True)
+        }
         return tensors[self.results[0]] if len(tensors) == 1 else tensors
 
     def summary(self, resamples: int = 10_000, level: float = 0.95, seed: int = 0) -> list[Result]:
@@ -223,13 +241,19 @@ class ExplanationMetric(Metric):
         values, excluded = self._values(), (self._summed()["excluded"] > 0) & (self._summed()["count"] == 0)
         values = values[~np.isnan(values).all(1)]
         point = self.combine(_means(values))
-        drawn = self.combine(bootstrap_means(values, resamples, seed)) if len(values) > 1 else np.full((1, len(self.results)), np.nan)
+        drawn = (
+            self.combine(bootstrap_means(values, resamples, seed))
+            if len(values) > 1
+            else np.full((1, len(self.results)), np.nan)
+        )
         low, high = percentile_interval(drawn, level)
         found = []
         for k, name in enumerate(self.results):
             column = self.columns.index(name) if name in self.columns else 0
             n = int((~np.isnan(values[:, column])).sum())
-            found.append(Result(name, float(point[k]), float(low[k]), float(high[k]), n, int(excluded[:, column].sum())))
+            found.append(
+                Result(name, float(point[k]), float(low[k]), float(high[k]), n, int(excluded[:, column].sum()))
+            )
         return found
 
     def curve(self, level: float = 0.95) -> Curve | None:
@@ -256,7 +280,9 @@ class ExplanationMetric(Metric):
     @property
     def parameters_used(self) -> dict[str, Any]:
         """The constructor's parameters as they were given."""
-        return {name: getattr(self, name) for name in inspect.signature(type(self).__init__).parameters if name != "self"}
+        return {
+            name: getattr(self, name) for name in inspect.signature(type(self).__init__).parameters if name != "self"
+        }
 
     @property
     def protocol(self) -> str:
@@ -288,7 +314,9 @@ class ExplanationMetric(Metric):
             axes.axvline(result.value)
             if not np.isnan(result.low):
                 axes.axvspan(result.low, result.high, alpha=0.25)
-            axes.set(xlabel=full_name(self.kind or type(self).__name__, name), title=f"{result.value:.4g}, n={result.n}")
+            axes.set(
+                xlabel=full_name(self.kind or type(self).__name__, name), title=f"{result.value:.4g}, n={result.n}"
+            )
         return figure
 
 

@@ -116,4 +116,6 @@ def baseline_image(explanation: Explanation, name: str) -> Tensor:
 
 def baseline_logits(explanation: Explanation, name: str) -> Tensor:
     """(B, K) logits of the baseline images; evaluated once for all explanations of the batch."""
-    return explanation.memo(("baseline logits", name), lambda: explanation.forward(baseline_image(explanation, name)), shared=True)
+    return explanation.memo(
+        ("baseline logits", name), lambda: explanation.forward(baseline_image(explanation, name)), shared=True
+    )

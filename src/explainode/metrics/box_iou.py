@@ -62,7 +62,9 @@ def intersection_over_union(box: Tensor, others: list[Tensor]) -> Tensor:
     most = max((len(other) for other in others), default=0)
     if most == 0:
         return torch.full((len(box),), torch.nan, dtype=torch.float64, device=box.device)
-    padded = torch.stack([F.pad(other.double(), (0, 0, 0, most - len(other)), value=torch.nan) for other in others])  # (B, n, 4)
+    padded = torch.stack(
+        [F.pad(other.double(), (0, 0, 0, most - len(other)), value=torch.nan) for other in others]
+    )  # (B, n, 4)
     own = box.double()[:, None]
     sides = torch.minimum(own[..., 2:], padded[..., 2:]) - torch.maximum(own[..., :2], padded[..., :2])
     shared = sides.clamp(min=0).prod(-1)
@@ -111,7 +113,9 @@ class BoxIoU(LocalizationMetric):
         centre_share: float = 0.5,
     ) -> None:
         if region not in REGIONS:
-            raise UserError(f"region must be largest or all, got {region!r}; the nearest are {nearest(region, REGIONS)}")
+            raise UserError(
+                f"region must be largest or all, got {region!r}; the nearest are {nearest(region, REGIONS)}"
+            )
         if not 0 < centre_share < 1:
             raise UserError(f"centre_share must lie between 0 and 1, got {centre_share}; 0.5 is half of the image")
         self.cut = check_cut(cut)

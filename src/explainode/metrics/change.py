@@ -53,7 +53,9 @@ class ExpansionRatio(SmallSteps):
     over_length = True
 
     def measure(self, explanation: Explanation) -> Tensor:
-        changes, lengths = explanation.memo(("expansion", self.steps), lambda: self._expansion(explanation), shared=True)
+        changes, lengths = explanation.memo(
+            ("expansion", self.steps), lambda: self._expansion(explanation), shared=True
+        )
         score = changes.gather(2, explanation.target[None, :, None].expand(len(changes), -1, 1))[..., 0]
         return torch.stack(((changes.norm(dim=2) / lengths).amax(0), (score.abs() / lengths).amax(0)), dim=1)
 

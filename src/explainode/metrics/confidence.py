@@ -36,8 +36,15 @@ class AverageDrop(ExplanationMetric):
     higher_is_better = {"": False, "increase": True}
     kind = "average_drop"
 
-    def __init__(self, baseline: str = "zero", keep: str | float = "map", reduction: str = "sum", ties: str = "raster") -> None:
-        self.baseline, self.keep, self.reduction, self.ties = check_baseline(baseline), keep, check_reduction(reduction), ties
+    def __init__(
+        self, baseline: str = "zero", keep: str | float = "map", reduction: str = "sum", ties: str = "raster"
+    ) -> None:
+        self.baseline, self.keep, self.reduction, self.ties = (
+            check_baseline(baseline),
+            keep,
+            check_reduction(reduction),
+            ties,
+        )
         if keep != "map" and (isinstance(keep, str) or not 0 < keep < 100):
             raise UserError(f"keep must be 'map' or a percentage between 0 and 100, got {keep!r}; 50 is one")
         self.walk = Walk(101, baseline, reduction, ties)
@@ -53,7 +60,9 @@ class AverageDrop(ExplanationMetric):
     def _logits(self, explanation: Explanation) -> Tensor:
         """(B, K) logits of the explanation maps; NaN where there is none."""
         if not isinstance(self.keep, str):
-            return logits_at(explanation, self.walk, True, percent_counts([self.keep], explanation.x[0, 0].numel()))[:, 0]
+            return logits_at(explanation, self.walk, True, percent_counts([self.keep], explanation.x[0, 0].numel()))[
+                :, 0
+            ]
         good = torch.nonzero(usable(explanation, self.reduction))[:, 0]
         logits = torch.full_like(explanation.logits, torch.nan, dtype=torch.float32)
         if len(good):

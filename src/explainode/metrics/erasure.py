@@ -116,7 +116,9 @@ class FlipRate(PerturbationPoints):
     higher_is_better = {"": True, "least": None}
     kind = "flip_rate"
 
-    def __init__(self, percent: float = 10, baseline: str = "blur", reduction: str = "sum", ties: str = "raster") -> None:
+    def __init__(
+        self, percent: float = 10, baseline: str = "blur", reduction: str = "sum", ties: str = "raster"
+    ) -> None:
         self.percent = percent
         super().__init__(check_percent([percent], 0.01, 100), baseline, reduction, ties)
 

@@ -57,8 +57,15 @@ class FixationMapAgreement(ExplanationMetric):
 
     def measure(self, explanation: Explanation) -> Tensor:
         human = _checked("fixation maps", explanation.fixation_map, explanation)
-        heat, usable = explanation.memo(("usable heatmap", self.reduction), lambda: usable_heatmap(explanation, self.reduction))
-        numbers = (pearson(heat, human), spearman(heat, human), similarity(heat, human), kullback_leibler(normalize(heat), human))
+        heat, usable = explanation.memo(
+            ("usable heatmap", self.reduction), lambda: usable_heatmap(explanation, self.reduction)
+        )
+        numbers = (
+            pearson(heat, human),
+            spearman(heat, human),
+            similarity(heat, human),
+            kullback_leibler(normalize(heat), human),
+        )
         usable = usable & (human.amax((1, 2)) > human.amin((1, 2)))
         return torch.where(usable[:, None], torch.stack(numbers, 1), torch.nan)
 
@@ -97,7 +104,9 @@ class FixationPointAgreement(ExplanationMetric):
 
     def measure(self, explanation: Explanation) -> Tensor:
         points = _checked("fixation points", explanation.fixation_points, explanation)
-        heat, usable = explanation.memo(("usable heatmap", self.reduction), lambda: usable_heatmap(explanation, self.reduction))
+        heat, usable = explanation.memo(
+            ("usable heatmap", self.reduction), lambda: usable_heatmap(explanation, self.reduction)
+        )
         numbers = torch.stack((auc_judd(heat, points, self.benchmark), normalized_scanpath_saliency(heat, points)), 1)
         return torch.where((usable & points.flatten(1).any(1))[:, None], numbers, torch.nan)
 

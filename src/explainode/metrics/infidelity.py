@@ -61,7 +61,9 @@ class Infidelity(ExplanationMetric):
         if not size > 0 or (perturbation == "square" and size > 1):
             raise UserError(f"size must be positive, and at most 1 for squares, got {size}; 0.25 is usual")
         if draws < 2:
-            raise UserError(f"at least two draws are needed, got {draws}: one can always be predicted by its beta; 50 is usual")
+            raise UserError(
+                f"at least two draws are needed, got {draws}: one can always be predicted by its beta; 50 is usual"
+            )
         super().__init__()
 
     def step(self, explanation: Explanation, draw: int) -> Tensor:
@@ -78,7 +80,10 @@ class Infidelity(ExplanationMetric):
         free = torch.tensor([height - side + 1, width - side + 1], device=x.device)
         top, left = (uniform(keys, 2) * free).long().unbind(1)
         rows, columns = torch.arange(height, device=x.device), torch.arange(width, device=x.device)
-        inside = [(place >= start[:, None]) & (place < start[:, None] + side) for place, start in ((rows, top), (columns, left))]
+        inside = [
+            (place >= start[:, None]) & (place < start[:, None] + side)
+            for place, start in ((rows, top), (columns, left))
+        ]
         return away * (inside[0][:, None, :, None] & inside[1][:, None, None, :])
 
     def moves(self, explanation: Explanation) -> Tensor:
@@ -100,7 +105,9 @@ class Infidelity(ExplanationMetric):
 
         settings = (self.perturbation, self.size, self.draws, self.baseline, self.score)
         # other explainers of the batch may explain other targets only if the user chose other classes for each: those do not share a store
-        return explanation.memo(("infidelity", *settings, self.target, tuple(explanation.target.tolist())), compute, shared=True)
+        return explanation.memo(
+            ("infidelity", *settings, self.target, tuple(explanation.target.tolist())), compute, shared=True
+        )
 
     def predicted(self, explanation: Explanation) -> Tensor:
         """(draws, B) I . A."""
@@ -115,7 +122,9 @@ class Infidelity(ExplanationMetric):
         beta = torch.where(square == 0, torch.zeros_like(square), (predicted * df).mean(0) / square)
         scaled = (beta * predicted - df).square().mean(0)
         power = df.square().mean(0)
-        return torch.stack((scaled, (predicted - df).square().mean(0), torch.where(power == 0, torch.nan, scaled / power)), 1)
+        return torch.stack(
+            (scaled, (predicted - df).square().mean(0), torch.where(power == 0, torch.nan, scaled / power)), 1
+        )
 
     def settings(self) -> tuple[str, ...]:
         where = () if self.perturbation == "normal" else (self.baseline,)

@@ -55,7 +55,9 @@ def object_mask(explanation: Explanation, truth: str) -> Tensor:
     mask = explanation.mask
     assert mask is not None
     if mask.shape[1:] != size:
-        raise UserError(f"masks must have the size of the images, {tuple(size)}, got {tuple(mask.shape[1:])}; resize them together")
+        raise UserError(
+            f"masks must have the size of the images, {tuple(size)}, got {tuple(mask.shape[1:])}; resize them together"
+        )
     return mask
 
 
@@ -98,7 +100,9 @@ class LocalizationMetric(ExplanationMetric):
         raise NotImplementedError
 
     def measure(self, explanation: Explanation) -> Tensor:
-        heat, usable = explanation.memo(("usable heatmap", self.reduction), lambda: usable_heatmap(explanation, self.reduction))
+        heat, usable = explanation.memo(
+            ("usable heatmap", self.reduction), lambda: usable_heatmap(explanation, self.reduction)
+        )
         mask = object_mask(explanation, self.truth)
         present = (mask == 1).flatten(1).any(1)
         return torch.where((usable & present)[:, None], self.score(heat, mask, explanation), torch.nan)
@@ -175,12 +179,23 @@ class SegmentationAgreement(LocalizationMetric):
     """
 
     columns = ("tp", "fp", "fn", "tn", "miou_per_image", "map", "constant")
-    results = ("", "pixel_accuracy", "macro_pixel_accuracy", "foreground_recall", "foreground_iou", "miou_per_image", "map", "constant")
+    results = (
+        "",
+        "pixel_accuracy",
+        "macro_pixel_accuracy",
+        "foreground_recall",
+        "foreground_iou",
+        "miou_per_image",
+        "map",
+        "constant",
+    )
     higher_is_better = dict.fromkeys(results, True) | {"constant": None}  # type: ignore[assignment]
     kind = "segmentation_agreement"
     version = 2  # constant maps and images without an object are excluded unless asked for
 
-    def __init__(self, truth: str = "mask", reduction: str = "sum", cut: str = ">mean", degenerate: str = "exclude") -> None:
+    def __init__(
+        self, truth: str = "mask", reduction: str = "sum", cut: str = ">mean", degenerate: str = "exclude"
+    ) -> None:
         self.cut = check_cut(cut)
         if degenerate not in DEGENERATE:
             raise UserError(
@@ -190,7 +205,9 @@ class SegmentationAgreement(LocalizationMetric):
         super().__init__(truth, reduction)
 
     def measure(self, explanation: Explanation) -> Tensor:
-        heat, usable = explanation.memo(("usable heatmap", self.reduction), lambda: usable_heatmap(explanation, self.reduction))
+        heat, usable = explanation.memo(
+            ("usable heatmap", self.reduction), lambda: usable_heatmap(explanation, self.reduction)
+        )
         finite = torch.isfinite(explanation.heatmap(self.reduction)).flatten(1).all(1)
         mask = object_mask(explanation, self.truth)
         present = (mask == 1).flatten(1).any(1)

@@ -38,7 +38,9 @@ class MetaEvaluation:
         return (self.resilience + self.rank_resilience + self.reactivity + self.worse) / 4
 
 
-def meta_evaluate(scores: np.ndarray, shaken: np.ndarray, disrupted: np.ndarray, resamples: int = 2000) -> MetaEvaluation:
+def meta_evaluate(
+    scores: np.ndarray, shaken: np.ndarray, disrupted: np.ndarray, resamples: int = 2000
+) -> MetaEvaluation:
     """How a metric answers to perturbations that should not matter and to some that should.
 
     A random method is disrupted by nothing, and should not be among those of `disrupted`: leave its row out of both `scores` and `disrupted`, or

@@ -52,7 +52,9 @@ class Walk:
         if self.ties not in ("raster", "reverse"):
             raise UserError(f"ties must be 'raster' or 'reverse', got {self.ties!r}")
         if self.points != "adaptive" and not (isinstance(self.points, int) and self.points >= 2):
-            raise UserError(f"points must be 'adaptive' or a whole number of at least 2, got {self.points!r}; 101 is usual")
+            raise UserError(
+                f"points must be 'adaptive' or a whole number of at least 2, got {self.points!r}; 101 is usual"
+            )
 
     @property
     def fractions(self) -> np.ndarray:
@@ -106,7 +108,9 @@ def order_of(explanation: Explanation, walk: Walk) -> tuple[Tensor, Tensor]:
     return explanation.memo(("pixel order", walk.reduction, walk.ties), compute)
 
 
-def walk_images(start: Tensor, end: Tensor, order: Tensor, counts: Sequence[int], forward: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+def walk_images(
+    start: Tensor, end: Tensor, order: Tensor, counts: Sequence[int], forward: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
     """(B, len(counts), K) logits of `start` with its first `counts[k]` pixels in `order` (B, H*W) replaced by those of `end`.
 
     `counts` must ascend; `forward(x (R, C, H, W), rows (R,))` evaluates copies of the images `rows`.
@@ -117,12 +121,16 @@ def walk_images(start: Tensor, end: Tensor, order: Tensor, counts: Sequence[int]
     state = start.clone(memory_format=layout)
     pixels = state.view(batch, channels, -1)  # both layouts can be viewed with the pixels in one axis
     index = order[:, None].expand(-1, channels, -1)
-    incoming = end.reshape(batch, channels, -1).gather(2, index)  # in the order of arrival, so that each step reads a slice
+    incoming = end.reshape(batch, channels, -1).gather(
+        2, index
+    )  # in the order of arrival, so that each step reads a slice
     copies = max(1, min(ROWS // batch, len(counts)))
     stack = (
         state
         if copies == 1
-        else torch.empty((copies * batch, *state.shape[1:]), dtype=state.dtype, device=state.device, memory_format=layout)
+        else torch.empty(
+            (copies * batch, *state.shape[1:]), dtype=state.dtype, device=state.device, memory_format=layout
+        )
     )
     rows = torch.arange(batch, device=start.device).repeat(copies)
     found = None
@@ -177,8 +185,14 @@ def logits_at(explanation: Explanation, walk: Walk, insert: bool, counts: Sequen
     new = sorted({count for count in counts if count not in visited and 0 < count < pixels})
     if len(good) and new:
         visited.update(zip(new, _walk(explanation, walk, insert, new).unbind(1), strict=True))
-    ends = {count: _end_logits(explanation, walk, baseline) for count, baseline in ((0, insert), (pixels, not insert)) if count in counts}
-    logits = explanation.logits.new_full((len(explanation), len(counts), explanation.logits.shape[1]), torch.nan, dtype=torch.float32)
+    ends = {
+        count: _end_logits(explanation, walk, baseline)
+        for count, baseline in ((0, insert), (pixels, not insert))
+        if count in counts
+    }
+    logits = explanation.logits.new_full(
+        (len(explanation), len(counts), explanation.logits.shape[1]), torch.nan, dtype=torch.float32
+    )
     if len(good):
         logits[good] = torch.stack([ends[count][good] if count in ends else visited[count] for count in counts], 1)
     return logits
@@ -198,7 +212,9 @@ def check_percent(percent: Sequence[float], low: float = 0, high: float = 100) -
     values = list(percent)
     ascending = all(a < b for a, b in pairwise(values))
     if not values or not ascending or not (low <= values[0] and values[-1] <= high):
-        raise UserError(f"percent must be a list of ascending numbers from {low:g} to {high:g}, got {percent!r}; [10, 50, 90] is one")
+        raise UserError(
+            f"percent must be a list of ascending numbers from {low:g} to {high:g}, got {percent!r}; [10, 50, 90] is one"
+        )
     return values
 
 
@@ -259,7 +275,9 @@ def _adaptive_scores(explanation: Explanation, walk: Walk, insert: bool, target:
     if not len(alive):
         return torch.from_numpy(values)
     coarse = np.linspace(0, GRID - 1, COARSE).astype(int)[1:-1]
-    visited = torch.cat((first[good, None], _walk(explanation, walk, insert, [counts[k] for k in coarse]), last[good, None]), 1)
+    visited = torch.cat(
+        (first[good, None], _walk(explanation, walk, insert, [counts[k] for k in coarse]), last[good, None]), 1
+    )
     known = np.zeros((len(start), GRID), dtype=bool)
     known[:, [0, *coarse, GRID - 1]] = True
     values[alive[:, None], [0, *coarse, GRID - 1]] = target_score(visited, target[good], score).double().cpu().numpy()
@@ -271,8 +289,13 @@ def _adaptive_scores(explanation: Explanation, walk: Walk, insert: bool, target:
     rank = rank.view(len(start), 1, *start.shape[-2:])
 
     def evaluate(images: np.ndarray, points: np.ndarray) -> np.ndarray:
-        rows, count = torch.from_numpy(images).to(device), torch.tensor([counts[k] for k in points], dtype=torch.int32, device=device)
-        logits = explanation.forward(torch.where(rank[rows] < count.view(-1, 1, 1, 1), end[rows], start[rows]), rows=rows)
+        rows, count = (
+            torch.from_numpy(images).to(device),
+            torch.tensor([counts[k] for k in points], dtype=torch.int32, device=device),
+        )
+        logits = explanation.forward(
+            torch.where(rank[rows] < count.view(-1, 1, 1, 1), end[rows], start[rows]), rows=rows
+        )
         return target_score(logits.float(), target[rows], score).double().cpu().numpy()
 
     place = np.arange(GRID)

@@ -79,9 +79,15 @@ class PointingGame(LocalizationMetric):
         super().__init__(truth, reduction)
 
     def score(self, heat: Tensor, mask: Tensor, explanation: Explanation) -> Tensor:
-        radius = self.tolerance if self.reference_side is None else self.tolerance * min(heat.shape[1:]) / self.reference_side
+        radius = (
+            self.tolerance
+            if self.reference_side is None
+            else self.tolerance * min(heat.shape[1:]) / self.reference_side
+        )
         highest = heat == heat.amax((1, 2), keepdim=True)
-        highest &= (heat.amin((1, 2)) < heat.amax((1, 2)))[:, None, None]  # of constant maps, which are excluded, no point is asked
+        highest &= (heat.amin((1, 2)) < heat.amax((1, 2)))[
+            :, None, None
+        ]  # of constant maps, which are excluded, no point is asked
         if self.ties == "first":
             highest &= highest.flatten(1).cumsum(1).view_as(highest) == 1
         image, row, column = highest.nonzero(as_tuple=True)

@@ -47,7 +47,9 @@ class PerturbationPoints(ExplanationMetric):
 
     def without_least(self, explanation: Explanation) -> Tensor:
         """(B, P, K) logits with the least relevant `percent` of the pixels replaced: points of the insertion."""
-        return logits_at(explanation, self.walk, True, percent_counts([100 - p for p in self.levels], explanation.x[0, 0].numel()))
+        return logits_at(
+            explanation, self.walk, True, percent_counts([100 - p for p in self.levels], explanation.x[0, 0].numel())
+        )
 
     def only_most(self, explanation: Explanation) -> Tensor:
         """(B, P, K) logits with all but the most relevant `percent` of the pixels replaced: points of the insertion."""
@@ -68,7 +70,9 @@ class ScoreAtPoints(PerturbationPoints):
 
     higher_is_better: bool | Mapping[str, bool | None] | None = None  # type: ignore[assignment]
 
-    def __init__(self, percent: Sequence[float], baseline: str, reduction: str, score: str, target: str, ties: str) -> None:
+    def __init__(
+        self, percent: Sequence[float], baseline: str, reduction: str, score: str, target: str, ties: str
+    ) -> None:
         check_score(score, target)
         self.score, self.target = score, target
         super().__init__(percent, baseline, reduction, ties)

@@ -34,7 +34,9 @@ class Ranking:
         score, order = torch.sort(score.masked_fill(~counted, -torch.inf), dim=1, descending=True)
         last = torch.ones_like(truth)
         last[:, :-1] = score[:, :-1] != score[:, 1:]
-        return cls((truth & counted).gather(1, order).cumsum(1), counted.sum(1, keepdim=True).minimum(_places(score)), last)
+        return cls(
+            (truth & counted).gather(1, order).cumsum(1), counted.sum(1, keepdim=True).minimum(_places(score)), last
+        )
 
     def _steps(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """True and false positives at each cut, and what each gained since the cut before: (B, N) float64, 0 gain where there is no cut."""
@@ -68,7 +70,9 @@ class Ranking:
     def best_cut(self) -> tuple[Tensor, Tensor]:
         """The mean IoU of both kinds at the cut where it is largest, (B,), and tp, fp, fn, tn there, (B, 4); NaN without either kind."""
         true, false, _, _ = self._steps()
-        true, false = (torch.cat((torch.zeros_like(count[:, :1]), count), 1) for count in (true, false))  # the cut that takes nothing
+        true, false = (
+            torch.cat((torch.zeros_like(count[:, :1]), count), 1) for count in (true, false)
+        )  # the cut that takes nothing
         positives, negatives = self.positives[:, None], self.negatives[:, None]
         # |intersection| / |union| of the positive kind, then of the negative kind
         miou = (true / (positives + false) + (negatives - false) / (positives + negatives - true)) / 2

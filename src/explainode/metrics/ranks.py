@@ -83,7 +83,9 @@ def rank_explainers(values: Mapping[str, Mapping[int, float]], higher_is_better:
     order = np.argsort(ranks.mean(0), kind="stable")
     first, second = np.triu_indices(len(names), 1)
     adjusted = np.full((len(names), len(names)), np.nan)
-    adjusted[first, second] = adjusted[second, first] = holm(paired_sign_flips(table[:, first] - table[:, second], seed=seed))
+    adjusted[first, second] = adjusted[second, first] = holm(
+        paired_sign_flips(table[:, first] - table[:, second], seed=seed)
+    )
     return Ranks(
         names=tuple(names[i] for i in order),
         mean_rank=ranks.mean(0)[order],
@@ -101,7 +103,9 @@ def _blocks(values: Mapping[str, Mapping[int, float]]) -> np.ndarray:
     """(n, k) values of the images that all explainers have, NaN being no value."""
     columns = list(values.values())
     common = sorted(set(columns[0]).intersection(*columns[1:]))
-    table = np.array([[column[i] for column in columns] for i in common], dtype=np.float64).reshape(len(common), len(columns))
+    table = np.array([[column[i] for column in columns] for i in common], dtype=np.float64).reshape(
+        len(common), len(columns)
+    )
     return table[~np.isnan(table).any(1)]
 
 
@@ -122,7 +126,9 @@ def friedman_test(ranks: np.ndarray) -> tuple[float, float]:
     if spread == 0:
         return float("nan"), float("nan")
     statistic = n * float(np.square(ranks.mean(0) - (k + 1) / 2).sum() / spread)
-    tail = torch.special.gammaincc(torch.tensor((k - 1) / 2, dtype=torch.float64), torch.tensor(statistic / 2, dtype=torch.float64))
+    tail = torch.special.gammaincc(
+        torch.tensor((k - 1) / 2, dtype=torch.float64), torch.tensor(statistic / 2, dtype=torch.float64)
+    )
     return statistic, float(tail)
 
 
@@ -145,7 +151,9 @@ def studentized_range(k: int, probability: float) -> float:
         UserError: for fewer than two numbers, or a probability outside (0, 1).
     """
     if k < 2 or not 0 < probability < 1:
-        raise UserError(f"a range needs two numbers or more and a probability between 0 and 1, got {k} and {probability}")
+        raise UserError(
+            f"a range needs two numbers or more and a probability between 0 and 1, got {k} and {probability}"
+        )
     z = torch.linspace(-8, 8, 4001, dtype=torch.float64)  # what lies outside weighs less than 1e-14 k
 
     def normal(at: Tensor) -> Tensor:

@@ -60,8 +60,12 @@ class RelevanceRank(LocalizationMetric):
     def score(self, heat: Tensor, mask: Tensor, explanation: Explanation) -> Tensor:
         ranking = ranking_of(explanation, self.truth, self.reduction)
         k = ranking.positives.long()[:, None].clamp(min=1)
-        end = torch.where(ranking.last & (ranking.seen >= k), ranking.seen, ranking.seen.shape[1]).amin(1, keepdim=True)  # of k's group
-        start = torch.where(ranking.last & (ranking.seen < k), ranking.seen, 0).amax(1, keepdim=True)  # of the group before
+        end = torch.where(ranking.last & (ranking.seen >= k), ranking.seen, ranking.seen.shape[1]).amin(
+            1, keepdim=True
+        )  # of k's group
+        start = torch.where(ranking.last & (ranking.seen < k), ranking.seen, 0).amax(
+            1, keepdim=True
+        )  # of the group before
         at_end = ranking.positive.gather(1, end - 1)
         at_start = torch.where(start > 0, ranking.positive.gather(1, (start - 1).clamp(min=0)), 0)
         expected = at_start + (at_end - at_start) * (k - start).double() / (end - start)

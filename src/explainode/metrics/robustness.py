@@ -37,10 +37,16 @@ class _OverPaths(nn.Module):
 
 def attacked(explanation: Explanation, attack: Attack, rows: Tensor, allowed: Tensor | None = None) -> AttackResult:
     """The images `rows` (R,) of the record attacked away from their predicted class, under the record's own noise."""
-    paths = {"off": 0, "path": 1}.get(explanation.noise) if ":" not in explanation.noise else int(explanation.noise.partition(":")[2])
+    paths = (
+        {"off": 0, "path": 1}.get(explanation.noise)
+        if ":" not in explanation.noise
+        else int(explanation.noise.partition(":")[2])
+    )
     assert paths is not None, "the noise modes are off, path and mean:k"
     network = _OverPaths(explanation.model, paths) if paths > 1 else explanation.model
-    with noise_scope(explanation.sample_ids[rows.to(explanation.sample_ids.device)], explanation.seed, 0, active=paths > 0):
+    with noise_scope(
+        explanation.sample_ids[rows.to(explanation.sample_ids.device)], explanation.seed, 0, active=paths > 0
+    ):
         return attack(network, explanation.x[rows], explanation.logits.argmax(1)[rows], allowed)
 
 
@@ -74,7 +80,9 @@ class MapUnderAttack(ExplanationMetric):
 
     def measure(self, explanation: Explanation) -> Tensor:
         everyone = torch.arange(len(explanation), device=explanation.x.device)
-        found = explanation.memo(("attacked", self.attack), lambda: attacked(explanation, self.attack, everyone), shared=True)
+        found = explanation.memo(
+            ("attacked", self.attack), lambda: attacked(explanation, self.attack, everyone), shared=True
+        )
         before = explanation.heatmap(self.reduction)
         after = upsample(reduce_channels(explanation.explain(found.x), self.reduction), explanation.x.shape[-2:])
         values = torch.stack((dice(before, after, self.cut), pearson(before, after), found.success.double()), 1)
@@ -110,7 +118,15 @@ class MapUnderMapAttack(ExplanationMetric):
     """
 
     columns = ("", "pearson", "ssim", "top", "progress", "noise", "output")
-    higher_is_better = {"": True, "pearson": True, "ssim": True, "top": True, "progress": False, "noise": True, "output": None}
+    higher_is_better = {
+        "": True,
+        "pearson": True,
+        "ssim": True,
+        "top": True,
+        "progress": False,
+        "noise": True,
+        "output": None,
+    }
     kind = "map_under_map_attack"
 
     def __init__(self, attack: MapAttack, cut: str = ">mean", reduction: str = "abs_sum", top: float = 0.1) -> None:
@@ -130,9 +146,13 @@ class MapUnderMapAttack(ExplanationMetric):
         values = torch.full((len(explanation), len(self.columns)), torch.nan, dtype=torch.float64, device=before.device)
         if not good.any():
             return values
-        with noise_scope(explanation.sample_ids, explanation.seed, 0, active=False):  # the keys of the attack's starting point
+        with noise_scope(
+            explanation.sample_ids, explanation.seed, 0, active=False
+        ):  # the keys of the attack's starting point
             found = self.attack(explanation.x, heatmap, explanation.forward)
-            noise = self.attack.epsilon * (2 * uniform_like(explanation.x, input_keys(explanation.x, "map attack's control", 0)) - 1)
+            noise = self.attack.epsilon * (
+                2 * uniform_like(explanation.x, input_keys(explanation.x, "map attack's control", 0)) - 1
+            )
         after, shaken = heatmap(found.x, rows), heatmap((explanation.x + noise).clamp(0, 1), rows)
         chosen = explanation.target[:, None]
         moved = (explanation.forward(found.x).softmax(1) - explanation.logits.softmax(1)).gather(1, chosen)[:, 0].abs()
@@ -159,7 +179,10 @@ def top_intersection(a: Tensor, b: Tensor, top: float) -> Tensor:
     """(B, H, W) twice -> (B,) share of the `top` most important pixels of one map that are so in the other too, in [0, 1]."""
     flat = a.flatten(1)
     count = max(1, round(top * flat.shape[1]))
-    first, second = (torch.zeros_like(flat, dtype=torch.bool).scatter_(1, rank_pixels(m.nan_to_num())[:, :count], True) for m in (a, b))
+    first, second = (
+        torch.zeros_like(flat, dtype=torch.bool).scatter_(1, rank_pixels(m.nan_to_num())[:, :count], True)
+        for m in (a, b)
+    )
     return (first & second).sum(1).double() / count
 
 
@@ -188,7 +211,9 @@ class HeatmapGuidedPGD(ExplanationMetric):
     needs = frozenset({"label"})
     kind = "guided_pgd"
 
-    def __init__(self, top: int = 500, unit: str = "value", epsilon: float = 8 / 255, alpha: float = 1 / 255, steps: int = 20) -> None:
+    def __init__(
+        self, top: int = 500, unit: str = "value", epsilon: float = 8 / 255, alpha: float = 1 / 255, steps: int = 20
+    ) -> None:
         self.top, self.unit, self.epsilon, self.alpha, self.steps = top, unit, epsilon, alpha, steps
         self.attack = GuidedPGD(epsilon, alpha, steps, top=top, unit=unit)
         super().__init__()
@@ -197,7 +222,9 @@ class HeatmapGuidedPGD(ExplanationMetric):
         relevance = explanation.attribution.flatten(1)
         low, high = relevance.amin(1), relevance.amax(1)
         good = torch.nonzero(torch.isfinite(low) & torch.isfinite(high) & (high > low))[:, 0]
-        values = torch.full((len(explanation), len(self.columns)), torch.nan, dtype=torch.float64, device=relevance.device)
+        values = torch.full(
+            (len(explanation), len(self.columns)), torch.nan, dtype=torch.float64, device=relevance.device
+        )
         if not len(good):
             return values
         found = attacked(explanation, self.attack, good, explanation.attribution[good])
@@ -209,4 +236,9 @@ class HeatmapGuidedPGD(ExplanationMetric):
         return values
 
     def settings(self) -> tuple[str, ...]:
-        return f"{self.top}{self.unit}s", f"eps{255 * self.epsilon:.3g}/255", f"alpha{255 * self.alpha:.3g}/255", f"{self.steps}steps"
+        return (
+            f"{self.top}{self.unit}s",
+            f"eps{255 * self.epsilon:.3g}/255",
+            f"alpha{255 * self.alpha:.3g}/255",
+            f"{self.steps}steps",
+        )

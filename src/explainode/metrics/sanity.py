@@ -34,7 +34,11 @@ def likeness(explanation: Explanation, other: Tensor, similarity: str, reduction
 
 def layers_from_the_top(model: nn.Module) -> list[str]:
     """Names of the modules that hold parameters of their own, the last registered first."""
-    names = [name for name, module in model.named_modules() if any(p.is_floating_point() for p in module.parameters(recurse=False))]
+    names = [
+        name
+        for name, module in model.named_modules()
+        if any(p.is_floating_point() for p in module.parameters(recurse=False))
+    ]
     return names[::-1]
 
 
@@ -74,7 +78,9 @@ class ParameterRandomization(ExplanationMetric):
     higher_is_better = False
     kind = "parameter_randomization"
 
-    def __init__(self, mode: str = "cascading", stages: int = 10, similarity: str = "spearman", reduction: str = "sum") -> None:
+    def __init__(
+        self, mode: str = "cascading", stages: int = 10, similarity: str = "spearman", reduction: str = "sum"
+    ) -> None:
         self.mode, self.stages, self.similarity, self.reduction = mode, stages, similarity, check_reduction(reduction)
         check_measure(similarity)
         if mode not in ("cascading", "independent"):
@@ -84,7 +90,9 @@ class ParameterRandomization(ExplanationMetric):
         super().__init__()
 
     def curve_axis(self) -> tuple[np.ndarray, str, str]:
-        where = "share of layers that are random" if self.mode == "cascading" else "share of layers above the random ones"
+        where = (
+            "share of layers that are random" if self.mode == "cascading" else "share of layers above the random ones"
+        )
         first = 1 if self.mode == "cascading" else 0
         return np.arange(first, first + self.stages) / self.stages, where, f"{self.similarity} with the true map"
 
@@ -96,7 +104,9 @@ class ParameterRandomization(ExplanationMetric):
         """(B, stages)."""
         layers = layers_from_the_top(explanation.model)
         if not layers:
-            raise UserError("the network has no parameters that could be randomized; leave the metric parameter_randomization out")
+            raise UserError(
+                "the network has no parameters that could be randomized; leave the metric parameter_randomization out"
+            )
         with torch.inference_mode(False):
             network = copy.deepcopy(explanation.model)
             found: list[Tensor] = []
@@ -108,7 +118,11 @@ class ParameterRandomization(ExplanationMetric):
                 if self.mode == "independent":
                     network.load_state_dict(explanation.model.state_dict())
                 randomize(network, layers[low : max(high, low + 1)], explanation.seed)
-                found.append(likeness(explanation, explanation.explain(explanation.x, model=network), self.similarity, self.reduction))
+                found.append(
+                    likeness(
+                        explanation, explanation.explain(explanation.x, model=network), self.similarity, self.reduction
+                    )
+                )
         return torch.stack(found, 1)
 
     def measure(self, explanation: Explanation) -> Tensor:
@@ -153,7 +167,9 @@ class DataRandomization(ExplanationMetric):
                 return network
 
         network = explanation.memo(("twin", self.twin), build, shared=True)
-        return likeness(explanation, explanation.explain(explanation.x, model=network), self.similarity, self.reduction)[:, None]
+        return likeness(
+            explanation, explanation.explain(explanation.x, model=network), self.similarity, self.reduction
+        )[:, None]
 
     def settings(self) -> tuple[str, ...]:
         return self.similarity, self.reduction
@@ -188,7 +204,9 @@ class ClassSensitivity(ExplanationMetric):
         """(B,) the other class of each image."""
         target, logits = explanation.target, explanation.logits
         if logits.shape[1] < 2:
-            raise UserError("the network has a single output, so there is no other class; leave the metric class_sensitivity out")
+            raise UserError(
+                "the network has a single output, so there is no other class; leave the metric class_sensitivity out"
+            )
         if self.other == "random":
             keys = sample_keys(explanation.sample_ids.to(target.device), explanation.seed, "random logit")
             further = 1 + (uniform(keys, 1)[:, 0] * (logits.shape[1] - 1)).long()

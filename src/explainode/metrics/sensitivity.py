@@ -110,7 +110,9 @@ class LocalLipschitz(SmallSteps):
     over_length = True
 
     def measure(self, explanation: Explanation) -> Tensor:
-        length = torch.stack([perturbation(explanation, self.steps, draw).flatten(1).norm(dim=1) for draw in range(self.draws)])
+        length = torch.stack(
+            [perturbation(explanation, self.steps, draw).flatten(1).norm(dim=1) for draw in range(self.draws)]
+        )
         worst = (movement(explanation, self.steps).distance / length).amax(0)
         norm = explanation.attribution.flatten(1).norm(dim=1)
         return torch.stack((worst, worst / torch.where(norm == 0, torch.ones_like(norm), norm)), 1)

@@ -11,7 +11,9 @@ import numpy as np
 from explainode.errors import UserError
 from explainode.randomness import chain
 
-_CACHED = 100_000_000  # counts kept for the next metric of the same images (one byte each): 10,000 resamples of 10,000 images
+_CACHED = (
+    100_000_000  # counts kept for the next metric of the same images (one byte each): 10,000 resamples of 10,000 images
+)
 _CHUNK = 2_000_000  # draws at a time, so that memory stays small for any number of images
 EXACT_PAIRS = 12  # up to 2^12 sign patterns are enumerated, which is cheaper than drawing 10,000
 
@@ -48,7 +50,11 @@ def bootstrap_means(values: np.ndarray, resamples: int = 10_000, seed: int = 0) 
     there = ~np.isnan(values)
     filled = np.where(there, values, 0.0)
     kept = resamples * n <= _CACHED
-    chunks = (np.array_split(_kept_counts(resamples, n, seed), -(-resamples * n // _CHUNK))) if kept else _fresh_counts(resamples, n, seed)
+    chunks = (
+        (np.array_split(_kept_counts(resamples, n, seed), -(-resamples * n // _CHUNK)))
+        if kept
+        else _fresh_counts(resamples, n, seed)
+    )
     complete = bool(there.all())
     means = []
     for counts in chunks:
@@ -108,7 +114,11 @@ def paired_sign_flips(differences: np.ndarray, resamples: int = 10_000, seed: in
         signs = 1.0 - 2.0 * ((np.arange(1 << n)[:, None] >> np.arange(n)) & 1)
         return np.mean(np.abs(signs @ d) >= bound, axis=0)
     kept = resamples * n <= _CACHED
-    flips = np.array_split(_kept_flips(resamples, n, seed), -(-resamples * n // _CHUNK)) if kept else _fresh_flips(resamples, n, seed)
+    flips = (
+        np.array_split(_kept_flips(resamples, n, seed), -(-resamples * n // _CHUNK))
+        if kept
+        else _fresh_flips(resamples, n, seed)
+    )
     count = np.zeros(k, dtype=np.int64)
     for part in flips:
         bits = np.unpackbits(part, axis=1, count=n)

@@ -52,10 +52,14 @@ class ClassGroups(nn.Module):
         every = sorted(k for group in listed.values() for k in group)
         double = [a for a, b in pairwise(every) if a == b]
         if double:
-            raise UserError(f"class {double[0]} of the network stands in two groups or twice in one; each class belongs to at most one")
+            raise UserError(
+                f"class {double[0]} of the network stands in two groups or twice in one; each class belongs to at most one"
+            )
         self.network, self.names, self.needed = network, list(listed), every[-1] + 1
         longest = max(map(len, listed.values()))
-        padded = [group + group[:1] * (longest - len(group)) for group in listed.values()]  # a member twice changes no maximum
+        padded = [
+            group + group[:1] * (longest - len(group)) for group in listed.values()
+        ]  # a member twice changes no maximum
         self.register_buffer("table", torch.tensor(padded), persistent=False)
         self.image_size = getattr(network, "image_size", None)
 

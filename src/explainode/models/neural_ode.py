@@ -82,7 +82,9 @@ class NeuralODE(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         if not ode_blocks(network):
-            raise UserError(f"{type(network).__name__} has no ODEBlock; make a neural ODE of a ResNet with NeuralODE.from_resnet")
+            raise UserError(
+                f"{type(network).__name__} has no ODEBlock; make a neural ODE of a ResNet with NeuralODE.from_resnet"
+            )
         self.network = network
         self.image_size = getattr(network, "image_size", None)
         self.train(network.training)
@@ -107,7 +109,9 @@ class NeuralODE(nn.Module):
         learn, and its maps have little in common with the ResNet's (docs/dynamics.md).
         """
         if not hasattr(solver, "solve"):
-            raise UserError(f"a neural ODE needs a solver, got {solver!r}; choose one with solver=rk4, or RungeKutta('rk4', steps=4)")
+            raise UserError(
+                f"a neural ODE needs a solver, got {solver!r}; choose one with solver=rk4, or RungeKutta('rk4', steps=4)"
+            )
         return cls(make_continuous(resnet, lambda field, names: ODEBlock(field, solver, names), tied))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -137,7 +141,9 @@ class NeuralSDE(NeuralODE):
         number_stochastic_blocks(network)
 
     @classmethod
-    def from_resnet(cls, resnet: nn.Module, solver: Any, tied: bool = False, diffusion: Diffusion | None = None) -> NeuralSDE:
+    def from_resnet(
+        cls, resnet: nn.Module, solver: Any, tied: bool = False, diffusion: Diffusion | None = None
+    ) -> NeuralSDE:
         """As `NeuralODE.from_resnet`, with a copy of `diffusion` in every block.
 
         Euler-Maruyama with one step is the ResNet with noise in its blocks, to rounding.
@@ -152,10 +158,14 @@ class NeuralSDE(NeuralODE):
                 "a neural SDE needs a diffusion and a stochastic solver, such as AdditiveDiffusion(0.1) and EulerMaruyama(steps=4); "
                 f"got {diffusion!r} and {type(solver).__name__}"
             )
-        return cls(make_continuous(resnet, lambda field, names: SDEBlock(field, copy.deepcopy(diffusion), solver, names), tied))
+        return cls(
+            make_continuous(resnet, lambda field, names: SDEBlock(field, copy.deepcopy(diffusion), solver, names), tied)
+        )
 
 
-def make_continuous(resnet: nn.Module, make: Callable[[nn.Module, tuple[str, str]], ODEBlock], tied: bool = False) -> nn.Module:
+def make_continuous(
+    resnet: nn.Module, make: Callable[[nn.Module, tuple[str, str]], ODEBlock], tied: bool = False
+) -> nn.Module:
     """A copy of a ResNet with `make(field, names of the first and last block)` in the place of every block that a flow can stand for.
 
     Raises:
@@ -167,7 +177,9 @@ def make_continuous(resnet: nn.Module, make: Callable[[nn.Module, tuple[str, str
         )
     network = inject_noise(copy.deepcopy(resnet), None)
     runs = list(_runs(network))
-    if any(isinstance(module, Noise) for run in runs for name in run for module in network.get_submodule(name).modules()):
+    if any(
+        isinstance(module, Noise) for run in runs for name in run for module in network.get_submodule(name).modules()
+    ):
         raise UserError("a branch with noise layers in it is no field; make the neural ODE of the network without them")
     if not runs:
         raise UserError(
@@ -185,7 +197,9 @@ def make_continuous(resnet: nn.Module, make: Callable[[nn.Module, tuple[str, str
     return network
 
 
-def neural_ode(teacher: nn.Module, solver: Any = DEFAULT_SOLVER, tied: bool = False, weights: str | None = None) -> NeuralODE:
+def neural_ode(
+    teacher: nn.Module, solver: Any = DEFAULT_SOLVER, tied: bool = False, weights: str | None = None
+) -> NeuralODE:
     """`NeuralODE.from_resnet`, filled with trained weights where a path is given.
 
     Raises:
@@ -210,16 +224,24 @@ def neural_sde(
 
 
 @torch.no_grad()
-def teacher_states(teacher: nn.Module, blocks: Sequence[tuple[str, str]], x: Tensor) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+def teacher_states(
+    teacher: nn.Module, blocks: Sequence[tuple[str, str]], x: Tensor
+) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
     """For each (first, last) pair of block names the state that enters the first and the one that leaves the last, as the teacher computes x;
     and what it computes, (B, K) logits: one pass gives both."""
     found: dict[tuple[str, str], Tensor] = {}
     handles = []
     for first, last in blocks:
         handles.append(
-            teacher.get_submodule(first).register_forward_pre_hook(lambda _, args, n=first: found.__setitem__(("in", n), args[0]))
+            teacher.get_submodule(first).register_forward_pre_hook(
+                lambda _, args, n=first: found.__setitem__(("in", n), args[0])
+            )
         )
-        handles.append(teacher.get_submodule(last).register_forward_hook(lambda _, args, out, n=last: found.__setitem__(("out", n), out)))
+        handles.append(
+            teacher.get_submodule(last).register_forward_hook(
+                lambda _, args, out, n=last: found.__setitem__(("out", n), out)
+            )
+        )
     try:
         logits = teacher(x)
     finally:
@@ -258,5 +280,7 @@ def _channels(network: nn.Module, name: str) -> int:
     """Channels of the state that a block reads and writes."""
     convolutions = [module for module in network.get_submodule(name).modules() if isinstance(module, nn.Conv2d)]
     if not convolutions:
-        raise UserError(f"the block {name!r} has no convolution, so the width of a tied field is not known; use tied=False")
+        raise UserError(
+            f"the block {name!r} has no convolution, so the width of a tied field is not known; use tied=False"
+        )
     return convolutions[-1].out_channels

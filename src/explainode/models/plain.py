@@ -74,7 +74,9 @@ def timm_model(
 
     if not timm.is_model(name):
         raise UserError(f"no timm model named {name!r}; the nearest are {nearest(name, timm.list_models())}")
-    network: Any = _pretrained(name, num_classes) if weights == "timm" else timm.create_model(name, num_classes=num_classes)
+    network: Any = (
+        _pretrained(name, num_classes) if weights == "timm" else timm.create_model(name, num_classes=num_classes)
+    )
     recorded = network.pretrained_cfg
     normalize_first(network, recorded["mean"] if mean is None else mean, recorded["std"] if std is None else std)
     return complete(network, recorded["input_size"][-1], noise, None if weights == "timm" else weights)
@@ -86,9 +88,13 @@ def _pretrained(name: str, num_classes: int) -> Any:
     try:
         network = timm.create_model(name, pretrained=True)
     except (OSError, RuntimeError) as error:  # no network; no weights of that name
-        raise UserError(f"timm's weights for {name} cannot be downloaded ({error}); give the path of a file instead") from error
+        raise UserError(
+            f"timm's weights for {name} cannot be downloaded ({error}); give the path of a file instead"
+        ) from error
     if network.num_classes != num_classes:  # timm would put a random head in place without a word
-        raise UserError(f"timm's weights for {name} are for {network.num_classes} classes, not {num_classes}; give num_classes or a file")
+        raise UserError(
+            f"timm's weights for {name} are for {network.num_classes} classes, not {num_classes}; give num_classes or a file"
+        )
     return network
 
 

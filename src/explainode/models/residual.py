@@ -67,7 +67,9 @@ class Residual(nn.Module):
         After an activation g = max(f, -x) = relu(x + f) - x, which is continuous but not smooth: solvers of high order gain nothing there.
         """
         f = self.change(x)
-        return torch.where(f <= -x, -x, f) if isinstance(self.activation, nn.ReLU) else f  # this way round a NaN stays one
+        return (
+            torch.where(f <= -x, -x, f) if isinstance(self.activation, nn.ReLU) else f
+        )  # this way round a NaN stays one
 
     def extra_repr(self) -> str:
         return "" if self.scale == 1.0 else f"scale={self.scale:g}"

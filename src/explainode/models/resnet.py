@@ -75,7 +75,14 @@ def six_block_resnet(
 
     def block() -> Residual:
         return Residual(
-            _named(norm1=norm(), relu1=nn.ReLU(), conv1=_conv(width, width, 3), norm2=norm(), relu2=nn.ReLU(), conv2=_conv(width, width, 3))
+            _named(
+                norm1=norm(),
+                relu1=nn.ReLU(),
+                conv1=_conv(width, width, 3),
+                norm2=norm(),
+                relu2=nn.ReLU(),
+                conv2=_conv(width, width, 3),
+            )
         )
 
     stem = _named(

@@ -60,9 +60,13 @@ def small_vit(
             raise UserError(
                 f"a convolutional stem halves the image, so patch_size must be 2, 4, 8, ..., got {patch_size}; or take conv_stem=false"
             )
-        stem = [ConvStemConfig(out_channels=width >> (halvings - 1 - i), kernel_size=3, stride=2) for i in range(halvings)]
+        stem = [
+            ConvStemConfig(out_channels=width >> (halvings - 1 - i), kernel_size=3, stride=2) for i in range(halvings)
+        ]
     network = VisionTransformer(
         image_size, patch_size, depth, heads, width, 4 * width, num_classes=num_classes, conv_stem_configs=stem
     )  # fmt: skip
-    nn.init.trunc_normal_(network.heads.head.weight, std=0.02)  # torchvision's zeros hand nothing back until the first step
+    nn.init.trunc_normal_(
+        network.heads.head.weight, std=0.02
+    )  # torchvision's zeros hand nothing back until the first step
     return complete(normalize_first(network, mean, std), image_size, noise, weights)

@@ -15,7 +15,10 @@ from torch import Tensor, nn
 from explainode.errors import UserError, nearest
 from explainode.models.residual import torchvision_key
 
-CONTAINERS = ("state_dict", "model")  # where training scripts (ours and Lightning's; torchvision's references) keep the weights
+CONTAINERS = (
+    "state_dict",
+    "model",
+)  # where training scripts (ours and Lightning's; torchvision's references) keep the weights
 PREFIXES = ("module.", "_orig_mod.", "network.")  # of DataParallel, torch.compile and our Lightning modules
 # torchvision's DenseNet files are older than its module names: `denselayer1.norm.1.weight` there is `denselayer1.norm1.weight`
 OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(\d\.)")
@@ -53,7 +56,9 @@ def _download(name: str | None, entry: str) -> Mapping[str, Tensor]:
     try:
         return (offered[entry] if entry else offered["DEFAULT"]).get_state_dict(progress=True, check_hash=True)
     except (OSError, RuntimeError) as error:  # no network; a download whose hash differs
-        raise UserError(f"torchvision's weights for {name} cannot be downloaded ({error}); give the path of a file instead") from error
+        raise UserError(
+            f"torchvision's weights for {name} cannot be downloaded ({error}); give the path of a file instead"
+        ) from error
 
 
 def load_weights(network: nn.Module, path: str | Path) -> None:
@@ -83,11 +88,21 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     if not start:
         raise UserError(f"the weights file {path} is empty; copy or download it again")
     if start[:2] != b"PK" and start[:1] != b"\x80":  # the zip archives of today's torch.save, the pickles of before
-        raise UserError(f"{path} is no PyTorch checkpoint (it begins with {start!r}); weights are a file written by torch.save")
+        raise UserError(
+            f"{path} is no PyTorch checkpoint (it begins with {start!r}); weights are a file written by torch.save"
+        )
     try:
         _check_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, LookupError, ValueError, OSError) as error:
+    except (
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+        RuntimeError,
+        EOFError,
+        LookupError,
+        ValueError,
+        OSError,
+    ) as error:
         if isinstance(error, pickle.UnpicklingError) and "unsupported" in str(error).lower():
             raise UserError(
                 f"{path} is a pickle that could run code, which is refused; save only the weights, torch.save(network.state_dict(), path)"
@@ -159,7 +174,12 @@ def _strip_prefixes(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> d
 
 
 def _misfit(
-    source: str, own: Mapping[str, Tensor], state: Mapping[str, Tensor], missing: list[str], unexpected: list[str], misshaped: list[str]
+    source: str,
+    own: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    missing: list[str],
+    unexpected: list[str],
+    misshaped: list[str],
 ) -> str:
     """The sentence that says how the weights differ from what the network needs."""
     head = [k for k in own if not k.endswith("num_batches_tracked")][-2:]  # weight and bias of the last layer
@@ -173,9 +193,15 @@ def _misfit(
         parts.append(f"{len(unexpected)} are unknown to the network (first {unexpected[0]!r})")
     if misshaped:
         k = misshaped[0]
-        parts.append(f"{len(misshaped)} have another shape (first {k!r}: {tuple(state[k].shape)}, needed {tuple(own[k].shape)})")
+        parts.append(
+            f"{len(misshaped)} have another shape (first {k!r}: {tuple(state[k].shape)}, needed {tuple(own[k].shape)})"
+        )
     return f"{source} holds weights of another network: {', '.join(parts)}; choose the model that they were trained as"
 
 
 def _kind(content: Any) -> str:
-    return "a dictionary without tensors" if isinstance(content, Mapping) else f"an object of type {type(content).__name__}"
+    return (
+        "a dictionary without tensors"
+        if isinstance(content, Mapping)
+        else f"an object of type {type(content).__name__}"
+    )

@@ -57,7 +57,9 @@ class Comparison(Walk):
         x, x0 = value.data, self._twins[id(value)].data
         if x0.shape == x.shape or x0.shape[0] in (1, x.shape[0]):
             return x0
-        return x0.repeat(self.tape.batch, *[1] * (x.dim() - 1))  # one baseline for all images, which are the slowest axis here
+        return x0.repeat(
+            self.tape.batch, *[1] * (x.dim() - 1)
+        )  # one baseline for all images, which are the slowest axis here
 
     def delta(self, value: Value) -> Tensor:
         """The difference that is explained; 0 where both are the same, infinities too."""
@@ -115,7 +117,9 @@ class Comparison(Walk):
             if isinstance(operation, Affine):
                 outputs: tuple[Tensor, ...] = (operation.slope.abs() * spreads[0],)
             elif isinstance(operation, Sum):
-                outputs = (sum((abs(sign) * s for sign, s in zip(operation.signs, spreads, strict=True)), torch.zeros(())),)
+                outputs = (
+                    sum((abs(sign) * s for sign, s in zip(operation.signs, spreads, strict=True)), torch.zeros(())),
+                )
             else:
                 outputs = operation.call(*spreads)
             self._spreads |= {id(output): s for output, s in zip(operation.outputs, outputs, strict=True)}
@@ -133,13 +137,19 @@ def same_operations(a: Tape, b: Tape) -> bool:
 
 def _wiring(operation: Operation) -> tuple[Any, ...]:
     """An operation and whose results it read."""
-    return operation.name, len(operation.outputs), [-1 if value.producer is None else value.producer.index for value in operation.inputs]
+    return (
+        operation.name,
+        len(operation.outputs),
+        [-1 if value.producer is None else value.producer.index for value in operation.inputs],
+    )
 
 
 def _passes_parts(operation: Operation) -> bool:
     """Whether the parts of the outputs are made of the parts of the inputs: elements that move, add up or change their scale."""
     if operation.kind == "rearrangement":
-        return not any(isinstance(leaf, Tensor) for leaf in _constants(operation)) and operation.name != "constant_pad_nd"
+        return (
+            not any(isinstance(leaf, Tensor) for leaf in _constants(operation)) and operation.name != "constant_pad_nd"
+        )
     return operation.kind in ("affine", "sum")
 
 
@@ -147,7 +157,9 @@ def _constants(operation: Operation) -> Iterator[Any]:
     """Tensors and numbers among the arguments that say what is computed; conditions say whose value is taken and may differ."""
     args = operation.args[1:] if operation.name == "where" else operation.args
     for leaf in tree_leaves((args, operation.kwargs)):
-        if not isinstance(leaf, Slot) and (isinstance(leaf, Tensor) or (isinstance(leaf, int | float) and operation.kind not in _SHAPES)):
+        if not isinstance(leaf, Slot) and (
+            isinstance(leaf, Tensor) or (isinstance(leaf, int | float) and operation.kind not in _SHAPES)
+        ):
             yield leaf
 
 
@@ -156,4 +168,8 @@ def _same(a: Any, b: Any) -> bool:
         return bool(a == b)
     if (a.data_ptr(), a.shape, a.stride()) == (b.data_ptr(), b.shape, b.stride()):
         return True  # a weight, seen through a view
-    return a.dim() == b.dim() and all(n in (m, 1) for m, n in zip(a.shape, b.shape, strict=True)) and torch.equal(a, b.expand_as(a))
+    return (
+        a.dim() == b.dim()
+        and all(n in (m, 1) for m, n in zip(a.shape, b.shape, strict=True))
+        and torch.equal(a, b.expand_as(a))
+    )

@@ -121,7 +121,9 @@ class Composite:
 
     def __post_init__(self) -> None:
         if self.seed not in SEEDS:
-            raise UserError(f"seed must be one of {', '.join(SEEDS)}, got {self.seed!r}; the nearest are {nearest(self.seed, SEEDS)}")
+            raise UserError(
+                f"seed must be one of {', '.join(SEEDS)}, got {self.seed!r}; the nearest are {nearest(self.seed, SEEDS)}"
+            )
         object.__setattr__(self, "assignments", tuple(self.assignments))
 
     def assign(self, tape: Tape) -> Callable[[Operation], Rule]:
@@ -134,14 +136,18 @@ class Composite:
         """
         place = Place.of(tape)
         for assignment in self.assignments:
-            if assignment.module is not None and not any(assignment.matches(operation, place) for operation in tape.operations):
+            if assignment.module is not None and not any(
+                assignment.matches(operation, place) for operation in tape.operations
+            ):
                 raise _matches_nothing(assignment, assignment.module, tape)
 
         def choose(operation: Operation) -> Rule:
             for assignment in self.assignments:
                 if assignment.matches(operation, place):
                     return assignment.rule
-            raise UserError(f"the composite has no rule for {operation} of kind {operation.kind!r}; add an assignment for this kind")
+            raise UserError(
+                f"the composite has no rule for {operation} of kind {operation.kind!r}; add an assignment for this kind"
+            )
 
         return choose
 
@@ -158,4 +164,6 @@ def _matches_nothing(assignment: Assignment, module: str, tape: Tape) -> UserErr
     paths = [operation.module.split(".") for operation in tape.operations if operation.module]
     known = {".".join(path[:depth]) for path in paths for depth in range(1, len(path) + 1)}
     near = nearest(module.rstrip("*").rstrip("."), known)
-    return UserError(f"{rule} for module {module!r} matches no operation of this network; the nearest modules are {near}")
+    return UserError(
+        f"{rule} for module {module!r} matches no operation of this network; the nearest modules are {near}"
+    )

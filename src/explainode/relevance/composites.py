@@ -41,11 +41,16 @@ def lrp(
     """
     for word, words, name in ((products, PRODUCTS, "products"), (attention, ATTENTION, "attention")):
         if word not in words:
-            raise UserError(f"{name} must be one of {', '.join(words)}, got {word!r}; the nearest are {nearest(word, words)}")
+            raise UserError(
+                f"{name} must be one of {', '.join(words)}, got {word!r}; the nearest are {nearest(word, words)}"
+            )
     positive = residual == "positive"
     structure: list[Rule | Assignment] = [Split(residual), Route(constants), Gate() if products == "gate" else Half()]
     if constants == "absorb":
-        structure += [AffineShare(), *(Assignment(ConstantScale(0.0), op=f"native_{what}_norm") for what in ("layer", "group"))]
+        structure += [
+            AffineShare(),
+            *(Assignment(ConstantScale(0.0), op=f"native_{what}_norm") for what in ("layer", "group")),
+        ]
     if attention == "constant":
         structure.append(ConstantAttention(positive))
     else:
@@ -53,7 +58,9 @@ def lrp(
     if attention == "taylor":
         structure.append(SoftmaxTaylor())
     structure.append(Pass())
-    return Composite([*linear, *(rule if isinstance(rule, Assignment) else Assignment(rule) for rule in structure)], seed)
+    return Composite(
+        [*linear, *(rule if isinstance(rule, Assignment) else Assignment(rule) for rule in structure)], seed
+    )
 
 
 def backpropagation(rule: Rule) -> Composite:

@@ -15,7 +15,9 @@ class Biased(Linear):
     """A product with a constant matrix and the bias that alone is added to it: what torch calls addmm where its input is contiguous."""
 
     def __init__(self, product: ProductWithConstant, bias: Tensor, output: Value) -> None:
-        super().__init__(product.function, product.args, product.kwargs, product.inputs, (output,), product.module, product.index)
+        super().__init__(
+            product.function, product.args, product.kwargs, product.inputs, (output,), product.module, product.index
+        )
         self.product, self.bias_ = product, bias
 
     @property
@@ -44,7 +46,10 @@ def join_biases(operations: Sequence[Operation], kept: Collection[int]) -> list[
         if found is None:
             continue
         product, view, bias = found
-        if any(value.consumers != 1 or id(value) in kept for value in ([product.output, view.output] if view else [product.output])):
+        if any(
+            value.consumers != 1 or id(value) in kept
+            for value in ([product.output, view.output] if view else [product.output])
+        ):
             continue
         output = add.output
         if view is None:
@@ -62,11 +67,19 @@ def join_biases(operations: Sequence[Operation], kept: Collection[int]) -> list[
 
 def _bias_of(add: Operation) -> tuple[ProductWithConstant, Rearrangement | None, Tensor] | None:
     """The product, the view between and the vector, if `add` adds a vector to the rows of a product without a bias."""
-    if not (isinstance(add, Affine) and add.name == "add" and isinstance(add.args[0], Slot) and add.kwargs.get("alpha", 1) == 1):
+    if not (
+        isinstance(add, Affine)
+        and add.name == "add"
+        and isinstance(add.args[0], Slot)
+        and add.kwargs.get("alpha", 1) == 1
+    ):
         return None
     bias, value = add.args[1], add.inputs[0]
     if not (
-        isinstance(bias, Tensor) and bias.dim() == 1 and value.data.shape[-1] == len(bias) and add.output.data.shape == value.data.shape
+        isinstance(bias, Tensor)
+        and bias.dim() == 1
+        and value.data.shape[-1] == len(bias)
+        and add.output.data.shape == value.data.shape
     ):
         return None
     producer = value.producer

@@ -72,7 +72,15 @@ class Convolution(LinearMap):
 
     def __call__(self, x: Tensor) -> Tensor:
         return torch.convolution(
-            x, self.weight, None, self.stride, self.padding, self.dilation, self.transposed, self.output_padding, self.groups
+            x,
+            self.weight,
+            None,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.transposed,
+            self.output_padding,
+            self.groups,
         )
 
     def transpose(self, r: Tensor, x: Tensor) -> Tensor:
@@ -89,13 +97,17 @@ class Convolution(LinearMap):
         one = replace(self, weight=self.weight.new_ones(self.groups, 1, *self.weight.shape[2:]))
         channels = x.shape[1] // self.groups
         connected = channels * one(x.new_ones(1, self.groups, *x.shape[2:]))
-        return one.transpose(r.unflatten(1, (self.groups, -1)).sum(2) / connected, x[:, : self.groups]).repeat_interleave(channels, 1)
+        return one.transpose(
+            r.unflatten(1, (self.groups, -1)).sum(2) / connected, x[:, : self.groups]
+        ).repeat_interleave(channels, 1)
 
     def scaled_outputs(self, scale: Tensor) -> Convolution:
         if not self.transposed:
             return replace(self, weight=self.weight * scale.reshape(-1, *[1] * (self.weight.dim() - 1)))
         # (C, C' / groups, *kernel): the outputs of group g belong to the g-th part of the inputs
-        parts = self.weight.unflatten(0, (self.groups, -1)) * scale.reshape(self.groups, 1, -1, *[1] * (self.weight.dim() - 2))
+        parts = self.weight.unflatten(0, (self.groups, -1)) * scale.reshape(
+            self.groups, 1, -1, *[1] * (self.weight.dim() - 2)
+        )
         return replace(self, weight=parts.flatten(0, 1))
 
 

@@ -91,7 +91,9 @@ class Operation:
 
     def call(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """The operation on other inputs -> its explained outputs."""
-        args, kwargs = tree_map(lambda leaf: inputs[leaf.index] if isinstance(leaf, Slot) else leaf, (self.args, self.kwargs))
+        args, kwargs = tree_map(
+            lambda leaf: inputs[leaf.index] if isinstance(leaf, Slot) else leaf, (self.args, self.kwargs)
+        )
         if self.name in ("view", "_unsafe_view"):  # the other inputs may lie otherwise in memory
             return (args[0].reshape(args[1]),)
         if self.name == "as_strided":  # likewise; what was recorded lies in order
@@ -170,7 +172,9 @@ class Folded(Linear):
     """A linear operation and the batch normalization that alone reads it, as one linear operation; no weight is edited."""
 
     def __init__(self, linear: Linear, norm: BatchNorm) -> None:
-        super().__init__(linear.function, linear.args, linear.kwargs, linear.inputs, norm.outputs, linear.module, norm.index)
+        super().__init__(
+            linear.function, linear.args, linear.kwargs, linear.inputs, norm.outputs, linear.module, norm.index
+        )
         self.linear, self.norm = linear, norm
 
     def release(self) -> None:
@@ -347,7 +351,12 @@ class Maximum(Operation):
     kind = "max"
 
     def keeps_sign(self) -> bool:
-        return all(value.nonnegative for value in self.inputs) and self.name in ("max_pool2d_with_indices", "amax", "max", "maximum")
+        return all(value.nonnegative for value in self.inputs) and self.name in (
+            "max_pool2d_with_indices",
+            "amax",
+            "max",
+            "maximum",
+        )
 
     def vjp(self, inputs: Sequence[Tensor], cotangents: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
         if self.name == "max_pool2d_with_indices" and inputs[0] is self.inputs[0].data and cotangents[0] is not None:
@@ -431,7 +440,8 @@ TABLE: dict[str, Callable[[Sequence[Any], int], Kind]] = {
     "mul": _with_constant(Affine, Product),
     "div": _quotient,
     **dict.fromkeys(
-        ("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "cudnn_batch_norm"), _batch_norm
+        ("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "cudnn_batch_norm"),
+        _batch_norm,
     ),
     **_names(Norm, "native_layer_norm native_group_norm"),
     "pow": _power,

@@ -47,7 +47,9 @@ class Samples:
         dtype = torch.promote_types(x.dtype, torch.float64)
         if self.leading(value):
             return x.reshape(self.batch, -1).sum(1, dtype=dtype)
-        return torch.zeros(self.batch, dtype=dtype, device=x.device).index_add_(0, self._flat_ids(value), x.reshape(-1).to(dtype))
+        return torch.zeros(self.batch, dtype=dtype, device=x.device).index_add_(
+            0, self._flat_ids(value), x.reshape(-1).to(dtype)
+        )
 
     def spread(self, value: Value, scalars: Tensor) -> Tensor:
         """`scalars` (B,), each at the elements of its image; broadcastable to the shape of `value`, in its type."""
@@ -121,7 +123,9 @@ class Samples:
             one_per_row = (slice(None),) + (slice(1),) * (given[0].dim() - 1)
             return given[0][one_per_row].expand(shape)
         if operation.kind in ("linear", "bilinear"):
-            on_the_right = operation.name in ("mm", "bmm", "addmm", "baddbmm") and not isinstance(operation.args[-2], Slot)
+            on_the_right = operation.name in ("mm", "bmm", "addmm", "baddbmm") and not isinstance(
+                operation.args[-2], Slot
+            )
             return (given[0][..., :1, :] if on_the_right else given[0][..., :1]).expand(shape)
         return max(given, key=torch.Tensor.numel).expand(shape)
 

@@ -88,7 +88,9 @@ def record(network: nn.Module, x: Tensor, keep: Sequence[str] = (), noise: bool 
         logits = network(recorder.input.data)
     output = recorder.find(logits) if isinstance(logits, Tensor) else None
     if output is None:
-        raise UserError("the logits do not depend on the image through torch operations; relevance needs a network of torch operations")
+        raise UserError(
+            "the logits do not depend on the image through torch operations; relevance needs a network of torch operations"
+        )
     kept = recorder.kept() | {id(output)}
     return Tape(recorder.input, output, _fold(join_biases(recorder.operations, kept), kept), recorder.calls)
 
@@ -112,7 +114,9 @@ class _Recorder(TorchDispatchMode):
         self.stale: set[int] = set()
         # tensors that a batch normalization has read: alive only if the network still holds them
         self.released: dict[int, ref[Tensor]] = {}
-        self.buffers: dict[int, Value] = {}  # per storage of a constant into which explained tensors were copied: all of it, flat
+        self.buffers: dict[
+            int, Value
+        ] = {}  # per storage of a constant into which explained tensors were copied: all of it, flat
 
     @staticmethod
     def _storage(x: Tensor) -> int:
@@ -226,7 +230,9 @@ class _Recorder(TorchDispatchMode):
             return result
         values = tuple(Value(output) for output in outputs)
         extra = tuple(leaf for leaf in leaves if all(leaf is not output for output in outputs))
-        conditional = any(isinstance(leaf, Tensor) and id(leaf) in self.conditions for leaf in tree_flatten((args, kwargs))[0])
+        conditional = any(
+            isinstance(leaf, Tensor) and id(leaf) in self.conditions for leaf in tree_flatten((args, kwargs))[0]
+        )
         kind = Unknown if conditional and name not in ROUTED_BY_CONDITIONS else kind_of(name, args, len(inputs))
         operation = kind(function, args, kwargs, tuple(inputs), values, self._module(), len(self.operations), extra)
         for value in inputs:
@@ -242,13 +248,22 @@ class _Recorder(TorchDispatchMode):
         return result
 
     def _change(
-        self, function: Any, name: str, args: Any, kwargs: Any, marked_args: Any, marked_kwargs: Any, inputs: list[Value]
+        self,
+        function: Any,
+        name: str,
+        args: Any,
+        kwargs: Any,
+        marked_args: Any,
+        marked_kwargs: Any,
+        inputs: list[Value],
     ) -> Tensor:
         """An operation in place: computed out of place, so that what the tensor was stays known; then the tensor holds the result."""
         target: Tensor = args[0]
         if name == "as_strided":  # only another description of the same numbers in memory
             if tuple(args[1]) != tuple(target.shape):
-                raise UserError(f"operation 'as_strided_' in {self._module()!r} changes a shape in place; write it out of place")
+                raise UserError(
+                    f"operation 'as_strided_' in {self._module()!r} changes a shape in place; write it out of place"
+                )
             return function(*args, **kwargs)
         before = self.find(target)
         if name == "copy" and (before is None or self._storage(target) in self.buffers):
@@ -300,8 +315,14 @@ class _Recorder(TorchDispatchMode):
         memory = target.new_empty(0).set_(target.untyped_storage())
         before, written = self.buffers.get(storage), self.find(source)
         inputs = [value for value in (before, written) if value is not None]
-        places = torch.arange(len(memory), device=memory.device).as_strided(target.shape, target.stride(), target.storage_offset())
-        parts = (memory.clone() if before is None else Slot(0), [places], source.clone() if written is None else Slot(len(inputs) - 1))
+        places = torch.arange(len(memory), device=memory.device).as_strided(
+            target.shape, target.stride(), target.storage_offset()
+        )
+        parts = (
+            memory.clone() if before is None else Slot(0),
+            [places],
+            source.clone() if written is None else Slot(len(inputs) - 1),
+        )
         function(*args, **kwargs)
         self._record(aten.index_put.default, "index_put", parts, {}, inputs, memory)
         self.buffers[storage] = self.values[id(memory)]
@@ -318,7 +339,11 @@ def _base_name(function: Any) -> tuple[str, bool]:
 def _foldable(norm: BatchNorm, kept: set[int]) -> bool:
     """Whether batch normalization alone reads what a linear operation has made."""
     source = norm.inputs[0]
-    return isinstance(source.producer, (ConvolutionOperation, ProductWithConstant)) and source.consumers == 1 and id(source) not in kept
+    return (
+        isinstance(source.producer, (ConvolutionOperation, ProductWithConstant))
+        and source.consumers == 1
+        and id(source) not in kept
+    )
 
 
 def _fold(operations: list[Operation], kept: set[int]) -> list[Operation]:

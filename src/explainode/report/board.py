@@ -52,7 +52,9 @@ class Board:
         return len(self.sample_id)
 
 
-def make_board(maps: Sequence[Maps], colors: Colors | str = "auto", scale: str = "per-map", reduction: str = "sum") -> Board:
+def make_board(
+    maps: Sequence[Maps], colors: Colors | str = "auto", scale: str = "per-map", reduction: str = "sum"
+) -> Board:
     """Align the records of one or several models by sample id.
 
     Raises:
@@ -117,7 +119,11 @@ def disagreement(board: Board) -> np.ndarray:
     out; NaN where nothing is left to compare.
     """
     explainers = [e for e in board.explainers if not is_control(e)]
-    groups = [[(m, e) for m in board.models] for e in explainers] if len(board.models) > 1 else [[(board.models[0], e) for e in explainers]]
+    groups = (
+        [[(m, e) for m in board.models] for e in explainers]
+        if len(board.models) > 1
+        else [[(board.models[0], e) for e in explainers]]
+    )
     total, count = np.zeros(len(board)), np.zeros(len(board))
     for group in groups:
         ranks = [_ranks(board.heatmap[key]) for key in group if key in board.heatmap]
@@ -148,7 +154,9 @@ def map_agreement(board: Board, model: str) -> tuple[tuple[str, ...], np.ndarray
 def _ranks(heatmap: np.ndarray, cells: int = 28) -> np.ndarray:
     """(N, H, W) -> (N, cells^2) ranks of block means, ties at their mean, centered and of length 1, so that a dot product is Spearman's correlation."""
     n, height, width = heatmap.shape
-    edges_y, edges_x = (np.unique(np.linspace(0, side, min(cells, side), endpoint=False).astype(int)) for side in (height, width))
+    edges_y, edges_x = (
+        np.unique(np.linspace(0, side, min(cells, side), endpoint=False).astype(int)) for side in (height, width)
+    )
     with np.errstate(invalid="ignore"):
         blocks = np.add.reduceat(np.add.reduceat(heatmap.astype(np.float64), edges_y, 1), edges_x, 2).reshape(n, -1)
     bad = [fault(h) is not None for h in heatmap]

@@ -78,9 +78,9 @@ def scales_of(heatmaps: np.ndarray, scale: str = "per-map") -> np.ndarray:
     """
     if scale not in SCALES:
         raise UserError(f"scale must be one of {', '.join(SCALES)}, got {scale!r}")
-    each = np.array([[robust_scale(h) if fault(h) is None else 0.0 for h in row] for row in heatmaps], dtype=np.float64).reshape(
-        heatmaps.shape[:2]
-    )
+    each = np.array(
+        [[robust_scale(h) if fault(h) is None else 0.0 for h in row] for row in heatmaps], dtype=np.float64
+    ).reshape(heatmaps.shape[:2])
     if scale == "per-image":
         each = np.broadcast_to(each.max(0, keepdims=True), each.shape)
     elif scale == "per-model":
@@ -122,7 +122,9 @@ class Colors:
 def levels(heatmap: np.ndarray, kind: str, scale: float | None = None) -> np.ndarray:
     """(H, W) -> (H, W) uint8 indices into a color table; 128 is exactly zero for signed maps, 0 for magnitudes."""
     if kind == "paper002":
-        cropped = mean_crop(normalize(torch.from_numpy(np.ascontiguousarray(heatmap, dtype=np.float32))[None]))[0].numpy()
+        cropped = mean_crop(normalize(torch.from_numpy(np.ascontiguousarray(heatmap, dtype=np.float32))[None]))[
+            0
+        ].numpy()
         return (cropped * 255).round().astype(np.uint8)
     scale = robust_scale(heatmap) if scale is None else scale
     if kind == "signed":
@@ -145,7 +147,11 @@ def heatmap_to_rgb(heatmap: np.ndarray, colors: Colors | str = "auto", scale: fl
 
 
 def overlay(
-    image: np.ndarray, heatmap: np.ndarray, colors: Colors | str = "auto", scale: float | None = None, opacity: float = 0.85
+    image: np.ndarray,
+    heatmap: np.ndarray,
+    colors: Colors | str = "auto",
+    scale: float | None = None,
+    opacity: float = 0.85,
 ) -> np.ndarray:
     """(H, W, 3) uint8 picture that the model saw, in grey, under the (H, W) map: the stronger, the more opaque; zero shows the picture.
 
@@ -153,7 +159,9 @@ def overlay(
         UserError: if the two differ in size, or opacity lies outside [0, 1].
     """
     if image.shape[:2] != heatmap.shape:
-        raise UserError(f"an overlay needs a map of the picture's size {image.shape[:2]}, got {heatmap.shape}; upsample it first")
+        raise UserError(
+            f"an overlay needs a map of the picture's size {image.shape[:2]}, got {heatmap.shape}; upsample it first"
+        )
     if not 0 <= opacity <= 1:
         raise UserError(f"opacity must lie between 0 and 1, got {opacity}")
     colors = Colors(colors) if isinstance(colors, str) else colors

@@ -88,17 +88,31 @@ def compare_models(results: Results, reference: str | None = None) -> list[Compa
     pairs = []
     for (model, explainer, metric), row in rows.items():
         other = rows.get((reference, explainer, metric))
-        comparable = model != reference and other is not None and other.protocol == row.protocol and explainer and not is_control(explainer)
+        comparable = (
+            model != reference
+            and other is not None
+            and other.protocol == row.protocol
+            and explainer
+            and not is_control(explainer)
+        )
         if comparable and row.higher_is_better is not None:
             found = _compare(results, (model, explainer, metric), (reference, explainer, metric), row.higher_is_better)
             pairs += [] if found is None else [found]
-    return [*_corrected([c for c in pairs if is_primary(c.metric)]), *_corrected([c for c in pairs if not is_primary(c.metric)])]
+    return [
+        *_corrected([c for c in pairs if is_primary(c.metric)]),
+        *_corrected([c for c in pairs if not is_primary(c.metric)]),
+    ]
 
 
 def headline_metric(results: Results) -> str | None:
     """The metric that a verdict on models quotes: by the order of HEADLINES, not by the numbers, else the first one measured."""
     return _first_of(
-        HEADLINES, [m for (_, e, m), row in final_rows(results).items() if e and is_primary(m) and row.higher_is_better is not None]
+        HEADLINES,
+        [
+            m
+            for (_, e, m), row in final_rows(results).items()
+            if e and is_primary(m) and row.higher_is_better is not None
+        ],
     )
 
 
@@ -122,7 +136,9 @@ def compare_headline(results: Results, subject: str, reference: str, metric: str
     if not explainers:
         return None
     better = rows[subject, explainers[0], metric].higher_is_better
-    pooled = Results(per_image={(model, "", metric): pool(results, model, explainers, metric) for model in (subject, reference)})
+    pooled = Results(
+        per_image={(model, "", metric): pool(results, model, explainers, metric) for model in (subject, reference)}
+    )
     found = None if better is None else _compare(pooled, (subject, "", metric), (reference, "", metric), better)
     return None if found is None else (replace(found, adjusted=found.p), len(explainers))
 
@@ -130,7 +146,9 @@ def compare_headline(results: Results, subject: str, reference: str, metric: str
 def compare_controls(results: Results, model: str) -> list[Comparison]:
     """Each explainer of a model against each control on the first faithfulness metric there is; Holm's correction over all of them."""
     rows = {(e, m): row for (name, e, m), row in final_rows(results).items() if name == model and e}
-    measured = [m for (e, m), row in rows.items() if row.higher_is_better is not None and (model, e, m) in results.per_image]
+    measured = [
+        m for (e, m), row in rows.items() if row.higher_is_better is not None and (model, e, m) in results.per_image
+    ]
     metric = _first_of(FAITHFUL, [m for m in measured if m.startswith(FAITHFUL)])
     names = [e for e, m in rows if m == metric]
     pairs = []

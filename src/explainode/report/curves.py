@@ -42,10 +42,17 @@ def curve_figure(curves: Mapping[Key, Curve], metric: str, direction: bool | Non
         shown = [e for e in explainers if not is_control(e)] or explainers
         plots = [(e, [(m, mine[m, e], i, 0) for i, m in enumerate(models) if (m, e) in mine]) for e in shown[:SUBPLOTS]]
         if control is not None and control not in shown:
-            below = [(f"{m}, {control} (control)", mine[m, control], i, 2) for i, m in enumerate(models) if (m, control) in mine]
+            below = [
+                (f"{m}, {control} (control)", mine[m, control], i, 2)
+                for i, m in enumerate(models)
+                if (m, control) in mine
+            ]
             plots = [(e, lines + below) for e, lines in plots]
     else:
-        lines = [(e, mine[models[0], e], i % len(SERIES), 2 if is_control(e) else i // len(SERIES)) for i, e in enumerate(explainers)]
+        lines = [
+            (e, mine[models[0], e], i % len(SERIES), 2 if is_control(e) else i // len(SERIES))
+            for i, e in enumerate(explainers)
+        ]
         plots = [(models[0], lines)]
     figure, axes = axes_grid(len(plots), columns=min(4, len(plots)), wide=len(plots) == 1)
     for axis, (title, lines) in zip(axes, plots, strict=True):
@@ -54,7 +61,12 @@ def curve_figure(curves: Mapping[Key, Curve], metric: str, direction: bool | Non
             if dash != 2:
                 axis.fill_between(curve.x, curve.low, curve.high, color=shade, alpha=0.16, linewidth=0)
             axis.plot(
-                curve.x, curve.mean, color=shade, linestyle=DASHES[dash % len(DASHES)], linewidth=1.2 if dash == 2 else 1.7, label=name
+                curve.x,
+                curve.mean,
+                color=shade,
+                linestyle=DASHES[dash % len(DASHES)],
+                linewidth=1.2 if dash == 2 else 1.7,
+                label=name,
             )
         _title(axis, title + (" (control)" if is_control(title) else ""))
     _share_y(axes)
@@ -83,7 +95,10 @@ def trend_figure(results: Results, metrics: int = 4, explainers: int = 6) -> str
     figure, axes = axes_grid(len(cells), columns=len(columns) or 1, lone_first=bool(cells) and cells[0][0] == "")
     for axis, (explainer, metric) in zip(axes, cells, strict=True):
         for i, model in enumerate(models):
-            line = sorted((r for r in rows if (r.model, r.explainer, r.metric) == (model, explainer, metric)), key=lambda r: r.epoch)
+            line = sorted(
+                (r for r in rows if (r.model, r.explainer, r.metric) == (model, explainer, metric)),
+                key=lambda r: r.epoch,
+            )
             if not line:
                 continue
             x, y = [r.epoch for r in line], [r.value for r in line]
@@ -98,7 +113,11 @@ def trend_figure(results: Results, metrics: int = 4, explainers: int = 6) -> str
     for axis in axes:
         axis.set_xlabel("epoch")
     _legend(figure, axes[0])
-    return to_svg(figure, f"trend over epochs of {', '.join(dict.fromkeys(m for _, m in cells))} for {', '.join(models)}", salt="trend")
+    return to_svg(
+        figure,
+        f"trend over epochs of {', '.join(dict.fromkeys(m for _, m in cells))} for {', '.join(models)}",
+        salt="trend",
+    )
 
 
 def repeated(rows: Sequence[Row]) -> list[Row]:
@@ -194,7 +213,9 @@ def _legend(figure: Figure, axis: Axes) -> None:
         needed = 0.55 + 0.07 * max(map(len, labels))  # inches: the line and the widest name at 9 points
         columns = max(1, min(len(labels), 6, int(figure.get_figwidth() / needed)))
         _grow_below(figure, 0.19 * (-(-len(labels) // columns) - 1))
-        legend = figure.legend(handles, labels, loc="lower center", ncols=columns, frameon=False, fontsize=9, labelcolor=INK)
+        legend = figure.legend(
+            handles, labels, loc="lower center", ncols=columns, frameon=False, fontsize=9, labelcolor=INK
+        )
         for text in legend.get_texts():
             text.set_parse_math(False)
 
@@ -208,7 +229,10 @@ def _grow_below(figure: Figure, inches: float) -> None:
     height, grid = figure.get_figheight(), figure.axes[0].get_gridspec()
     assert isinstance(grid, GridSpec) and grid.bottom is not None and grid.top is not None
     figure.set_figheight(height + inches)
-    grid.bottom, grid.top = (grid.bottom * height + inches) / (height + inches), (grid.top * height + inches) / (height + inches)
+    grid.bottom, grid.top = (
+        (grid.bottom * height + inches) / (height + inches),
+        (grid.top * height + inches) / (height + inches),
+    )
     for axis in figure.axes:
         place = axis.get_subplotspec()
         assert place is not None

@@ -32,7 +32,10 @@ def write_exports(folder: RunDirectory, results: Results) -> list[Path]:
     Raises:
         UserError: if a file cannot be written.
     """
-    written = {"table.md": results_to_markdown(results), "table.tex": results_to_latex(results, folder.path.resolve().name)}
+    written = {
+        "table.md": results_to_markdown(results),
+        "table.tex": results_to_latex(results, folder.path.resolve().name),
+    }
     for model in model_names(results):
         found = standing(results, model)
         for metric, ranks in ({} if found is None else found.ranks).items():
@@ -63,7 +66,11 @@ def results_to_latex(results: Results, name: str = "run") -> str:
             cells = {(m, metric): row for (m, e, metric), row in rows.items() if e == explainer}
             lines = {m: f"{latex(m)}{_accuracy(results, m)}" for m in models}
             tables += _tables(
-                cells, lines, frozenset(), f"{latex(explainer)}{' (a control)' if is_control(explainer) else ''}", f"{name}-{explainer}"
+                cells,
+                lines,
+                frozenset(),
+                f"{latex(explainer)}{' (a control)' if is_control(explainer) else ''}",
+                f"{name}-{explainer}",
             )
     else:
         for model in models:
@@ -103,7 +110,10 @@ def _table(
     label: str,
 ) -> str:
     columns = {metric: {line: cells[line, metric] for line in lines if (line, metric) in cells} for metric in metrics}
-    best = {metric: best_keys({line: row for line, row in column.items() if line not in controls}) for metric, column in columns.items()}
+    best = {
+        metric: best_keys({line: row for line, row in column.items() if line not in controls})
+        for metric, column in columns.items()
+    }
     cells_of = {metric: _column(column, best[metric]) for metric, column in columns.items()}
     titles = [f"{latex(m)}{ARROWS[next(iter(columns[m].values())).higher_is_better]}" for m in metrics]
     counts = [sorted({row.n for row in columns[m].values()}) for m in metrics]
@@ -115,7 +125,9 @@ def _table(
         values = [cells_of[m].get(line, "--") for m in metrics]
         body.append(f"{title} & {' & '.join(values)} \\\\")
     apart = " Controls in italics." if controls else ""
-    caption = rf"{subject}: mean over $n$ images $\pm$ half the width of the 95\,\% bootstrap interval; best in bold.{apart}"
+    caption = (
+        rf"{subject}: mean over $n$ images $\pm$ half the width of the 95\,\% bootstrap interval; best in bold.{apart}"
+    )
     return "\n".join(
         [
             r"\begin{table}[t]",
@@ -166,7 +178,9 @@ def _write_parquet(values: Path) -> Path:
     try:
         table = pyarrow.csv.read_csv(pyarrow.BufferReader(content), convert_options=options)
     except pyarrow.ArrowInvalid as error:
-        raise UserError(f"{values} is damaged ({str(error).splitlines()[0]}); remove that line and read again") from error
+        raise UserError(
+            f"{values} is damaged ({str(error).splitlines()[0]}); remove that line and read again"
+        ) from error
     for name in words:  # few names, many rows
         table = table.set_column(table.column_names.index(name), name, table[name].dictionary_encode())
     sink = pyarrow.BufferOutputStream()

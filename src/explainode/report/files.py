@@ -22,7 +22,9 @@ def told_in_one_sentence(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise UserError(f"cannot write {path}: {reason}; free some space or name another folder (earlier files are untouched)") from error
+        raise UserError(
+            f"cannot write {path}: {reason}; free some space or name another folder (earlier files are untouched)"
+        ) from error
 
 
 def replace_file(path: Path, content: bytes) -> None:

@@ -86,13 +86,24 @@ def _points(results: Results, models: list[str], metric: str, explainers: tuple[
     for model in models:
         values = list(pool(results, model, explainers, metric).values())
         if values:
-            found.append(Point(model, rows[model, "", "accuracy"], float(np.mean(values)), *bootstrap_interval(values), front=False))
-    return [Point(p.model, p.accuracy, p.value, p.low, p.high, front=not any(_dominates(other, p) for other in found)) for p in found]
+            found.append(
+                Point(
+                    model, rows[model, "", "accuracy"], float(np.mean(values)), *bootstrap_interval(values), front=False
+                )
+            )
+    return [
+        Point(p.model, p.accuracy, p.value, p.low, p.high, front=not any(_dominates(other, p) for other in found))
+        for p in found
+    ]
 
 
 def _dominates(a: Point, b: Point) -> bool:
     """Whether a is at least as good as b on both numbers, and better on one."""
-    return a.accuracy.value >= b.accuracy.value and a.value <= b.value and (a.accuracy.value > b.accuracy.value or a.value < b.value)
+    return (
+        a.accuracy.value >= b.accuracy.value
+        and a.value <= b.value
+        and (a.accuracy.value > b.accuracy.value or a.value < b.value)
+    )
 
 
 def front_figure(front: Front, models: list[str]) -> str:
@@ -101,18 +112,39 @@ def front_figure(front: Front, models: list[str]) -> str:
     axis = axes[0]
     best = sorted((p for p in front.points if p.front), key=lambda p: p.value)
     axis.step(
-        [p.value for p in best], [100 * p.accuracy.value for p in best], where="post", color=INK, linewidth=0.9, linestyle=(0, (4, 3))
+        [p.value for p in best],
+        [100 * p.accuracy.value for p in best],
+        where="post",
+        color=INK,
+        linewidth=0.9,
+        linestyle=(0, (4, 3)),
     )
     for place, point in enumerate(sorted(front.points, key=lambda p: p.value)):
         color = SERIES[models.index(point.model) % len(SERIES)]
         x, y, row = point.value, 100 * point.accuracy.value, point.accuracy
         for low, high, across in ((point.low, point.high, True), (100 * row.low, 100 * row.high, False)):
             if not math.isnan(low):
-                axis.plot([low, high] if across else [x, x], [y, y] if across else [low, high], color=color, linewidth=1.6, alpha=0.55)
-        axis.plot([x], [y], marker="o", markersize=7, color=color, markerfacecolor=color if point.front else "none", linestyle="none")
+                axis.plot(
+                    [low, high] if across else [x, x],
+                    [y, y] if across else [low, high],
+                    color=color,
+                    linewidth=1.6,
+                    alpha=0.55,
+                )
+        axis.plot(
+            [x],
+            [y],
+            marker="o",
+            markersize=7,
+            color=color,
+            markerfacecolor=color if point.front else "none",
+            linestyle="none",
+        )
         if point.front or len(front.points) <= MOST_LABELS:
             beside = (7, -14 if place % 2 else 6)  # neighbors on either side of their line
-            axis.annotate(point.model, (x, y), textcoords="offset points", xytext=beside, fontsize=9, color=INK, parse_math=False)
+            axis.annotate(
+                point.model, (x, y), textcoords="offset points", xytext=beside, fontsize=9, color=INK, parse_math=False
+            )
     axis.margins(0.12, 0.15)
     axis.set_xlabel(f"{front.metric} {arrow(False)}")
     axis.set_ylabel("accuracy ↑ (%)")

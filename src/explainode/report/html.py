@@ -35,13 +35,17 @@ def write_report(path: Path | str) -> Path:
         UserError: if the folder is no run directory, a file in it is damaged, or the report cannot be written.
     """
     run = RunDirectory(path)
-    page = render(run.read_config(), run.read_versions(), run.read_results(), run.read_class_names(), run.path.resolve().name)
+    page = render(
+        run.read_config(), run.read_versions(), run.read_results(), run.read_class_names(), run.path.resolve().name
+    )
     target = run.path / "report.html"
     replace_file(target, page.encode())
     return target
 
 
-def render(config: dict[str, Any], versions: dict[str, Any], results: Results, class_names: list[str], run_name: str) -> str:
+def render(
+    config: dict[str, Any], versions: dict[str, Any], results: Results, class_names: list[str], run_name: str
+) -> str:
     """The page as text: verdict, warnings, numbers, curves, pictures, trend, and how the run came about."""
     verdict = judge(results)
     title = str(config.get("name") or run_name)
@@ -50,7 +54,11 @@ def render(config: dict[str, Any], versions: dict[str, Any], results: Results, c
     standings = [found for model in models if (found := standing(results, model)) is not None]
     warnings = [*verdict.cautions, *missing, *results.warnings]
     sections = [
-        ("verdict", "Verdict", join(_verdict(verdict.models, verdict.controls), model_tiles(results), glance(results, verdict))),
+        (
+            "verdict",
+            "Verdict",
+            join(_verdict(verdict.models, verdict.controls), model_tiles(results), glance(results, verdict)),
+        ),
         ("warnings", "Warnings", _warnings(warnings)),
         ("numbers", "Numbers", metrics_section(results, verdict)),
         ("ranks", "Ranks", ranks_section(standings, models)),
@@ -65,7 +73,13 @@ def render(config: dict[str, Any], versions: dict[str, Any], results: Results, c
     shown = [section for section in sections if section[2]]
     links = tag("nav", [tag("a", name, href=f"#{key}") for key, name, _ in shown], aria_label="Sections")
     facts = _facts(results, versions, run_name)
-    header = tag("header", tag("p", "explainode report", class_="brand"), tag("h1", title), tag("p", facts, class_="facts"), class_="page")
+    header = tag(
+        "header",
+        tag("p", "explainode report", class_="brand"),
+        tag("h1", title),
+        tag("p", facts, class_="facts"),
+        class_="page",
+    )
     main = tag("main", [tag("section", tag("h2", name), content, id=key) for key, name, content in shown])
     foot = (
         "This file loads nothing. Beside it: metrics.csv and per_image.csv with every number, table.md, table.tex and figures/ for papers, "
@@ -77,7 +91,11 @@ def render(config: dict[str, Any], versions: dict[str, Any], results: Results, c
         tag("meta", charset="utf-8"),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", name="color-scheme", content="light dark"),
-        tag("meta", http_equiv="Content-Security-Policy", content="default-src 'none'; img-src data:; style-src 'unsafe-inline'"),
+        tag(
+            "meta",
+            http_equiv="Content-Security-Policy",
+            content="default-src 'none'; img-src data:; style-src 'unsafe-inline'",
+        ),
         tag("title", f"{title} · explainode"),
         tag("style", style),
     )
@@ -86,8 +104,13 @@ def render(config: dict[str, Any], versions: dict[str, Any], results: Results, c
 
 def _facts(results: Results, versions: dict[str, Any], run_name: str) -> str:
     rows = final_rows(results).values()
-    explainers, metrics = {row.explainer for row in rows if row.explainer}, {row.metric.split(".")[0] for row in rows if row.explainer}
-    when = str(versions.get("time") or datetime.datetime.now().astimezone().isoformat(timespec="minutes")).replace("T", " ")[:16]
+    explainers, metrics = (
+        {row.explainer for row in rows if row.explainer},
+        {row.metric.split(".")[0] for row in rows if row.explainer},
+    )
+    when = str(versions.get("time") or datetime.datetime.now().astimezone().isoformat(timespec="minutes")).replace(
+        "T", " "
+    )[:16]
     counts = ((len(model_names(results)), "model"), (len(explainers), "explainer"), (len(metrics), "metric"))
     return " · ".join([run_name, when, *(f"{n} {word}{'s' * (n != 1)}" for n, word in counts)])
 
@@ -132,7 +155,9 @@ def _figure(svg: str, caption: str) -> Markup:
     """A figure around SVG that matplotlib made."""
     if not svg:
         return Markup("")
-    return tag("figure", tag("div", Markup(svg), class_="scroll"), tag("figcaption", caption) if caption else "", class_="plot")
+    return tag(
+        "figure", tag("div", Markup(svg), class_="scroll"), tag("figcaption", caption) if caption else "", class_="plot"
+    )
 
 
 def _trend_caption(results: Results) -> str:

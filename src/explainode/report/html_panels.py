@@ -42,12 +42,16 @@ def pictures_section(results: Results, board: Board, class_names: Sequence[str])
     encoding = choose_encoding(board, [pick.row for group in groups for pick in group.picks])
     names = [("maps", "Maps"), ("overlay", "Over the picture")]
     switch = [
-        tag("label", tag("input", type="radio", name="view", id=f"view-{key}", checked=key == "maps"), tag("span", word))
+        tag(
+            "label", tag("input", type="radio", name="view", id=f"view-{key}", checked=key == "maps"), tag("span", word)
+        )
         for key, word in names
     ]
     fieldset = tag("fieldset", tag("legend", "Show", class_="unseen"), switch, class_="switch")
     note = tag("p", legend(board), class_="note")
-    return join(tag("div", note, fieldset, class_="bar"), [_group(group, board, class_names, encoding) for group in groups])
+    return join(
+        tag("div", note, fieldset, class_="bar"), [_group(group, board, class_names, encoding) for group in groups]
+    )
 
 
 def choose_encoding(board: Board, rows: Sequence[int], budget: int = PICTURE_BYTES) -> Encoding:
@@ -60,7 +64,9 @@ def choose_encoding(board: Board, rows: Sequence[int], budget: int = PICTURE_BYT
         if quality == 100 and side > largest:
             continue
         encoding = Encoding(largest, quality)
-        each = sum(len(encoding.uri(p)) for p in drawn) + 2 * sum(len(encoding.uri(p)) for p in inputs)  # the input is under its maps, too
+        each = sum(len(encoding.uri(p)) for p in drawn) + 2 * sum(
+            len(encoding.uri(p)) for p in inputs
+        )  # the input is under its maps, too
         if each / max(1, len(probes)) * len(rows) * 1.08 <= budget:
             return encoding
     return Encoding(*ENCODINGS[-1])
@@ -71,7 +77,8 @@ def _group(group: Group, board: Board, class_names: Sequence[str], encoding: Enc
     also = Markup("")
     if group.elsewhere:
         links = [
-            join(tag("a", f"#{board.sample_id[p.row]}", href=f"#image-{board.sample_id[p.row]}"), f" ({p.reason})") for p in group.elsewhere
+            join(tag("a", f"#{board.sample_id[p.row]}", href=f"#image-{board.sample_id[p.row]}"), f" ({p.reason})")
+            for p in group.elsewhere
         ]
         also = tag("p", "Shown above: " if cards else "All shown above: ", join(list(_between(links))), class_="note")
     return tag("section", tag("h3", group.title), tag("p", group.note, class_="note"), cards, also, class_="shots")
@@ -90,15 +97,27 @@ def _card(pick: Pick, board: Board, class_names: Sequence[str], encoding: Encodi
     badge = tag("span", pick.reason, class_="chip") if pick.reason else ""
     plain = encoding.uri(board.image[row])
     shown = plain if board.mask is None else encoding.uri(_with_contour(board, row))
-    alt = f"input image {sample}" + (f", {truth}" if truth else "") + (", object outlined" if board.mask is not None else "")
+    alt = (
+        f"input image {sample}"
+        + (f", {truth}" if truth else "")
+        + (", object outlined" if board.mask is not None else "")
+    )
     figure = tag("figure", tag("img", src=shown, alt=alt, loading="lazy"), tag("figcaption", "input"), class_="input")
     bands = []
     for start in range(0, len(board.explainers), COLUMNS):
         explainers = board.explainers[start : start + COLUMNS]
         head = tag(
-            "tr", tag("td"), [tag("th", _breakable(e), scope="col", class_="control" if is_control(e) else None) for e in explainers]
+            "tr",
+            tag("td"),
+            [tag("th", _breakable(e), scope="col", class_="control" if is_control(e) else None) for e in explainers],
         )
-        bands.append(tag("tbody", head, [_maps_of(board, model, explainers, row, class_names, encoding) for model in board.models]))
+        bands.append(
+            tag(
+                "tbody",
+                head,
+                [_maps_of(board, model, explainers, row, class_names, encoding) for model in board.models],
+            )
+        )
     table = tag("table", tag("caption", f"Maps of image {sample}", class_="unseen"), bands)
     scroll = tag("div", table, class_="scroll", tabindex="0", role="region", aria_label=f"maps of image {sample}")
     return tag(
@@ -124,13 +143,22 @@ def _with_contour(board: Board, row: int) -> np.ndarray:
     return draw_contour(picture.repeat(factor, 0).repeat(factor, 1), inside.repeat(factor, 0).repeat(factor, 1))
 
 
-def _maps_of(board: Board, model: str, explainers: Sequence[str], row: int, class_names: Sequence[str], encoding: Encoding) -> Markup:
-    target, label, probability = int(board.target[model][row]), int(board.label[row]), float(board.probability[model][row])
+def _maps_of(
+    board: Board, model: str, explainers: Sequence[str], row: int, class_names: Sequence[str], encoding: Encoding
+) -> Markup:
+    target, label, probability = (
+        int(board.target[model][row]),
+        int(board.label[row]),
+        float(board.probability[model][row]),
+    )
     state = "unknown" if label < 0 else "right" if target == label else "wrong"
     mark = {"unknown": "", "right": "✓ ", "wrong": "✗ "}[state]
     name = class_name(class_names, target)
     said = tag(
-        "span", f"{mark}{name} {probability:.2f}", class_=f"said {state}", title=f"explained class: {name}, probability {probability:.3f}"
+        "span",
+        f"{mark}{name} {probability:.2f}",
+        class_=f"said {state}",
+        title=f"explained class: {name}, probability {probability:.3f}",
     )
     head = tag("th", tag("span", model_dot(board.models, model), model, class_="model"), said, scope="row")
     return tag("tr", head, [_map(board, model, explainer, row, encoding) for explainer in explainers])
@@ -141,6 +169,8 @@ def _map(board: Board, model: str, explainer: str, row: int, encoding: Encoding)
         return tag("td", tag("span", "not measured", class_="muted"))
     reason = fault(board.heatmap[model, explainer][row])
     kind = "fault" if reason else board.kind[explainer]
-    alt = f"{explainer} of {model} for image {board.sample_id[row]}" + (f": the map {FAULT_WORDS[reason]}" if reason else "")
+    alt = f"{explainer} of {model} for image {board.sample_id[row]}" + (
+        f": the map {FAULT_WORDS[reason]}" if reason else ""
+    )
     image = tag("img", src=encoding.uri(draw_map(board, model, explainer, row)), alt=alt, loading="lazy")
     return tag("td", tag("div", image, class_=f"map {kind}"))

@@ -15,7 +15,14 @@ from explainode.report.front import Front, front_figure
 from explainode.report.html_tables import SIGNS, model_dot
 from explainode.report.markup import Markup, join, tag
 from explainode.report.rank_figure import rank_figure
-from explainode.report.standing import Standing, disagreement_sentence, leaders, metric_agreement, rank_stability, standing_sentence
+from explainode.report.standing import (
+    Standing,
+    disagreement_sentence,
+    leaders,
+    metric_agreement,
+    rank_stability,
+    standing_sentence,
+)
 from explainode.report.wording import arrow, correlation, enumerate_words, interval, number, p_phrase, percent
 
 FEW_MODELS = 3  # that stand open
@@ -52,20 +59,26 @@ def _ranks_of(found: Standing) -> Markup:
     diagrams = [_diagram(found, metric, ranks) for metric, ranks in found.ranks.items()]
     rest = diagrams[1:]
     more = _folded(join(rest), f"{len(rest)} further diagram{'s' * (len(rest) > 1)}") if rest else ""
-    return join(tag("p", standing_sentence(found), class_="finding"), diagrams[0], more, _mean_ranks(found), _left_out(found))
+    return join(
+        tag("p", standing_sentence(found), class_="finding"), diagrams[0], more, _mean_ranks(found), _left_out(found)
+    )
 
 
 def _diagram(found: Standing, metric: str, ranks: Ranks) -> Markup:
     title = f"{metric} {arrow(ranks.higher_is_better)}"
     about = f"Friedman {p_phrase(ranks.p)}, n = {ranks.n}" if not math.isnan(ranks.p) else f"all tied, n = {ranks.n}"
     head = tag("figcaption", tag("b", title), f" · {about}")
-    return tag("figure", head, tag("div", rank_figure(ranks, f"{metric} of {found.model}"), class_="scroll"), class_="ranking")
+    return tag(
+        "figure", head, tag("div", rank_figure(ranks, f"{metric} of {found.model}"), class_="scroll"), class_="ranking"
+    )
 
 
 def _left_out(found: Standing) -> Markup:
     said = [f"{metric}: {reason}" for metric, reason in found.unranked.items()]
     said += [
-        f"{metric} without {enumerate_words(names)} (too few numbers)" for metric, names in found.left_out.items() if metric in found.ranks
+        f"{metric} without {enumerate_words(names)} (too few numbers)"
+        for metric, names in found.left_out.items()
+        if metric in found.ranks
     ]
     return tag("p", f"Not ranked: {'; '.join(said)}.", class_="note") if said else Markup("")
 
@@ -83,9 +96,16 @@ def _mean_ranks(found: Standing) -> Markup:
         cells = [tag("td", f"{found.mean[explainer]:.2f}" if explainer in found.mean else "–", class_="mean")]
         for metric, ranks in found.ranks.items():
             rank = f"{ranks.mean_rank[ranks.names.index(explainer)]:.1f}" if explainer in ranks.names else "–"
-            cells.append(tag("td", tag("b", rank) if explainer in first[metric] and not is_control(explainer) else rank))
+            cells.append(
+                tag("td", tag("b", rank) if explainer in first[metric] and not is_control(explainer) else rank)
+            )
         body.append(
-            tag("tr", tag("th", explainer, scope="row", class_="sticky"), cells, class_="control" if is_control(explainer) else None)
+            tag(
+                "tr",
+                tag("th", explainer, scope="row", class_="sticky"),
+                cells,
+                class_="control" if is_control(explainer) else None,
+            )
         )
     title = f"Mean ranks of {found.model} by metric"
     table = tag(
@@ -100,7 +120,12 @@ def _mean_ranks(found: Standing) -> Markup:
         "Bold: not told apart from the explainer of the best mean rank. Each metric counts once in the mean, whatever it asks.",
         class_="note",
     )
-    return tag("details", tag("summary", f"Mean ranks by all {len(found.ranks)} metrics"), note, tag("div", table, class_="scroll"))
+    return tag(
+        "details",
+        tag("summary", f"Mean ranks by all {len(found.ranks)} metrics"),
+        note,
+        tag("div", table, class_="scroll"),
+    )
 
 
 def _breakable(name: str) -> Markup:
@@ -118,7 +143,11 @@ def prior_section(results: Results, models: Sequence[str]) -> Markup:
             parts.append(_of_model(models, model, tag("p", _prior_sentence(comparisons), class_="finding"), table))
     if not parts:
         return Markup("")
-    signs = {"better": "ahead", "worse": "behind", "undecided": "undecided at 5 % after Holm’s correction within the metric"}
+    signs = {
+        "better": "ahead",
+        "worse": "behind",
+        "undecided": "undecided at 5 % after Holm’s correction within the metric",
+    }
     legend = [join(tag("span", SIGNS[key], class_=f"sign {key}"), f" {word}  ") for key, word in signs.items()]
     note = "The centre prior is one bump in the middle of every picture; it has never seen the network. "
     return join(tag("p", note, legend, class_="note"), _first_few(parts))
@@ -156,10 +185,23 @@ def _prior_table(comparisons: Sequence[Comparison], model: str) -> Markup:
         sign = join(tag("span", SIGNS[c.outcome], aria_hidden="true"), tag("span", words[c.outcome], class_="unseen"))
         return tag("td", tag("span", sign, class_=f"sign {c.outcome}", title=tip))
 
-    head = tag("tr", tag("th", "metric", scope="col", class_="sticky"), [tag("th", _breakable(e), scope="col") for e in explainers])
+    head = tag(
+        "tr",
+        tag("th", "metric", scope="col", class_="sticky"),
+        [tag("th", _breakable(e), scope="col") for e in explainers],
+    )
     direction = {c.metric: arrow(c.higher_is_better) for c in comparisons}
-    body = [tag("tr", tag("th", f"{m} {direction[m]}", scope="row", class_="sticky"), [cell(m, e) for e in explainers]) for m in metrics]
-    table = tag("table", tag("thead", head), tag("tbody", body), class_="glance dense", aria_label=f"{model} against the centre prior")
+    body = [
+        tag("tr", tag("th", f"{m} {direction[m]}", scope="row", class_="sticky"), [cell(m, e) for e in explainers])
+        for m in metrics
+    ]
+    table = tag(
+        "table",
+        tag("thead", head),
+        tag("tbody", body),
+        class_="glance dense",
+        aria_label=f"{model} against the centre prior",
+    )
     return tag("div", table, class_="scroll")
 
 
@@ -183,7 +225,9 @@ def agreement_section(standings: Sequence[Standing], board: Board | None, models
                 )
             )
         for stable in rank_stability(found):
-            table = matrix_table(stable.metrics, stable.matrix, f"Kendall’s τ between settings of {stable.kind}, {found.model}")
+            table = matrix_table(
+                stable.metrics, stable.matrix, f"Kendall’s τ between settings of {stable.kind}, {found.model}"
+            )
             shown = _folded(table, f"{stable.kind}: matrix") if len(stable.metrics) > 2 else Markup("")
             who = join(model_dot(models, found.model), f"{found.model}, ") if len(models) > 1 else ""
             settings.append(join(tag("p", who, stable.sentence, class_="finding"), shown))
@@ -191,7 +235,10 @@ def agreement_section(standings: Sequence[Standing], board: Board | None, models
         names, matrix = ((), np.empty((0, 0))) if board is None else map_agreement(board, model)
         if len(names) > 2:
             table = matrix_table(
-                names, matrix, f"Rank correlation between the maps of {model}", frozenset(n for n in names if is_control(n))
+                names,
+                matrix,
+                f"Rank correlation between the maps of {model}",
+                frozenset(n for n in names if is_control(n)),
             )
             text = _maps_sentence(names, matrix)
             maps.append(
@@ -204,10 +251,14 @@ def agreement_section(standings: Sequence[Standing], board: Board | None, models
             )
     parts = []
     if metrics:
-        parts.append(join(tag("h3", "Which metrics disagree"), tag("p", AGREEMENT_NOTE, class_="note"), _first_few(metrics)))
+        parts.append(
+            join(tag("h3", "Which metrics disagree"), tag("p", AGREEMENT_NOTE, class_="note"), _first_few(metrics))
+        )
     if settings:
         note = "The same metric under other settings, such as what replaces a pixel. A ranking that turns round says as much of the setting as of the maps."
-        parts.append(join(tag("h3", "Rank stability"), tag("p", note, class_="note"), _first_few(settings, 2 * FEW_MODELS)))
+        parts.append(
+            join(tag("h3", "Rank stability"), tag("p", note, class_="note"), _first_few(settings, 2 * FEW_MODELS))
+        )
     if maps:
         images = 0 if board is None else len(board)
         note = f"Spearman’s rank correlation of the maps’ block means (28 × 28 at most), averaged over the {images} images whose maps were kept."
@@ -226,7 +277,10 @@ def _folded(content: Markup, title: str, unfolded: bool = False) -> Markup:
 def _maps_sentence(names: Sequence[str], matrix: np.ndarray) -> str:
     real = [i for i, name in enumerate(names) if not is_control(name)]
     pairs = sorted(
-        (float(matrix[i, j]), names[i], names[j]) for k, i in enumerate(real) for j in real[k + 1 :] if not np.isnan(matrix[i, j])
+        (float(matrix[i, j]), names[i], names[j])
+        for k, i in enumerate(real)
+        for j in real[k + 1 :]
+        if not np.isnan(matrix[i, j])
     )
     if not pairs:
         return "No two maps can be compared."
@@ -238,14 +292,22 @@ def _maps_sentence(names: Sequence[str], matrix: np.ndarray) -> str:
 
 def matrix_table(names: Sequence[str], matrix: np.ndarray, title: str, muted: frozenset[str] = frozenset()) -> Markup:
     """A heat map with its numbers: (M, M) in [-1, 1], blue for agreement, orange for contradiction, the stronger the fuller."""
-    head = [tag("th", "", scope="col", class_="sticky"), *(tag("th", i + 1, scope="col", title=name) for i, name in enumerate(names))]
+    head = [
+        tag("th", "", scope="col", class_="sticky"),
+        *(tag("th", i + 1, scope="col", title=name) for i, name in enumerate(names)),
+    ]
     body = []
     for i, name in enumerate(names):
         cells = [
-            tag("td", "·", class_="self") if i == j else _heat(float(matrix[i, j]), f"{name} and {names[j]}") for j in range(len(names))
+            tag("td", "·", class_="self") if i == j else _heat(float(matrix[i, j]), f"{name} and {names[j]}")
+            for j in range(len(names))
         ]
         label = join(tag("span", f"{i + 1} ", class_="muted"), name)
-        body.append(tag("tr", tag("th", label, scope="row", class_="sticky"), cells, class_="control" if name in muted else None))
+        body.append(
+            tag(
+                "tr", tag("th", label, scope="row", class_="sticky"), cells, class_="control" if name in muted else None
+            )
+        )
     table = tag("table", tag("thead", tag("tr", head)), tag("tbody", body), class_="grid heat", aria_label=title)
     return tag("div", table, class_="scroll", tabindex="0", role="region", aria_label=title)
 
@@ -264,18 +326,34 @@ def front_section(front: Front | None, models: Sequence[str]) -> Markup:
         return Markup("")
     over = front.explainers[0] if len(front.explainers) == 1 else f"mean of {len(front.explainers)} explainers"
     svg = tag("div", Markup(front_figure(front, list(models))), class_="scroll")
-    caption = f"{front.metric} ({over}) and accuracy with 95 % intervals; filled: on the front, which the dashed line joins."
+    caption = (
+        f"{front.metric} ({over}) and accuracy with 95 % intervals; filled: on the front, which the dashed line joins."
+    )
     figure = tag("figure", svg, tag("figcaption", caption), class_="plot")
     body = []
     for point in sorted(front.points, key=lambda p: p.value):
         row = point.accuracy
         ends = f" ({100 * row.low:.1f}–{100 * row.high:.1f})" if not math.isnan(row.low) else ""
-        cells = (f"{percent(row.value)}{ends}", f"{number(point.value)} ({interval(point.low, point.high)})", "yes" if point.front else "")
+        cells = (
+            f"{percent(row.value)}{ends}",
+            f"{number(point.value)} ({interval(point.low, point.high)})",
+            "yes" if point.front else "",
+        )
         body.append(
-            tag("tr", tag("th", model_dot(models, point.model), point.model, scope="row", class_="sticky"), [tag("td", c) for c in cells])
+            tag(
+                "tr",
+                tag("th", model_dot(models, point.model), point.model, scope="row", class_="sticky"),
+                [tag("td", c) for c in cells],
+            )
         )
     head = [tag("th", word, scope="col") for word in ("model", "accuracy ↑", f"{front.metric} ↓", "on the front")]
     table = tag(
-        "table", tag("thead", tag("tr", head)), tag("tbody", body), class_="grid", aria_label="Accuracy and sensitivity of each model"
+        "table",
+        tag("thead", tag("tr", head)),
+        tag("tbody", body),
+        class_="grid",
+        aria_label="Accuracy and sensitivity of each model",
     )
-    return join(tag("p", front.sentence, class_="finding"), figure, _folded(tag("div", table, class_="scroll"), "The numbers"))
+    return join(
+        tag("p", front.sentence, class_="finding"), figure, _folded(tag("div", table, class_="scroll"), "The numbers")
+    )

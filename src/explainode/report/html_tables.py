@@ -22,7 +22,9 @@ DIRECTION = {True: "higher is better", False: "lower is better", None: "neither 
 
 def model_dot(models: Sequence[str], model: str) -> Markup:
     """The mark that stands for a model everywhere on the page."""
-    return tag("span", class_="dot", style=f"background: var(--series-{models.index(model) % 8 + 1})", aria_hidden="true")
+    return tag(
+        "span", class_="dot", style=f"background: var(--series-{models.index(model) % 8 + 1})", aria_hidden="true"
+    )
 
 
 def model_tiles(results: Results) -> Markup:
@@ -35,7 +37,11 @@ def model_tiles(results: Results) -> Markup:
         mine = {key: row for key, row in rows.items() if key[0] == model}
         accuracy = mine.get((model, "", "accuracy"))
         lines = [] if accuracy is None else [_fact("accuracy ↑", percent(accuracy.value), _percents(accuracy))]
-        headline = [r for (_, e, name), r in mine.items() if name == metric and e and not is_control(e) and not math.isnan(r.value)]
+        headline = [
+            r
+            for (_, e, name), r in mine.items()
+            if name == metric and e and not is_control(e) and not math.isnan(r.value)
+        ]
         if headline:
             over = f" (mean of {len(headline)} explainers)" if len(headline) > 1 else f" ({headline[0].explainer})"
             mean = sum(row.value for row in headline) / len(headline)
@@ -62,16 +68,26 @@ def glance(results: Results, verdict: Verdict) -> Markup:
     primary = [c for c in verdict.comparisons if is_primary(c.metric)]
     if not primary:
         return Markup("")
-    metrics, explainers = list(dict.fromkeys(c.metric for c in primary)), list(dict.fromkeys(c.explainer for c in primary))
+    metrics, explainers = (
+        list(dict.fromkeys(c.metric for c in primary)),
+        list(dict.fromkeys(c.explainer for c in primary)),
+    )
     subjects = list(dict.fromkeys(c.subject for c in primary))
     found = {(c.subject, c.metric, c.explainer): c for c in primary}
     reference = primary[0].reference
     tables: list[Markup] = []
     for subject in subjects:
         head = tag("tr", tag("th", "metric", scope="col"), [tag("th", e, scope="col") for e in explainers])
-        body = [tag("tr", tag("th", m, scope="row"), [_glance_cell(found.get((subject, m, e))) for e in explainers]) for m in metrics]
+        body = [
+            tag("tr", tag("th", m, scope="row"), [_glance_cell(found.get((subject, m, e))) for e in explainers])
+            for m in metrics
+        ]
         title = f"{subject} against {reference}"
-        table = tag("div", tag("table", tag("thead", head), tag("tbody", body), class_="glance", aria_label=title), class_="scroll")
+        table = tag(
+            "div",
+            tag("table", tag("thead", head), tag("tbody", body), class_="glance", aria_label=title),
+            class_="scroll",
+        )
         if not tables:
             tables.append(join(tag("p", tag("b", title), ": ", _legend(), class_="note glance-note"), table))
         else:
@@ -90,7 +106,16 @@ def _glance_cell(comparison: Comparison | None) -> Markup:
     values = f"{number(comparison.subject_value)} vs {number(comparison.reference_value)}"
     tip = f"{values}, {p_phrase(comparison.adjusted)}, n = {comparison.n}"
     sign = tag("span", SIGNS[comparison.outcome], aria_hidden="true")
-    return tag("td", tag("span", sign, tag("span", comparison.outcome, class_="unseen"), class_=f"sign {comparison.outcome}", title=tip))
+    return tag(
+        "td",
+        tag(
+            "span",
+            sign,
+            tag("span", comparison.outcome, class_="unseen"),
+            class_=f"sign {comparison.outcome}",
+            title=tip,
+        ),
+    )
 
 
 def metrics_section(results: Results, verdict: Verdict) -> Markup:
@@ -108,7 +133,9 @@ def metrics_section(results: Results, verdict: Verdict) -> Markup:
         parts.append(tag("details", summary, _table(rest, models, "Last measurement of each further metric")))
     if other:
         summary = tag("summary", f"{len(other)} further result{'s' * (len(other) > 1)}")
-        parts.append(tag("details", summary, _table(other, models, "Further results; Holm’s correction holds among them")))
+        parts.append(
+            tag("details", summary, _table(other, models, "Further results; Holm’s correction holds among them"))
+        )
     return join(parts)
 
 
@@ -121,9 +148,15 @@ def _fitting(lines: Sequence[int]) -> int:
 def _table(lines: dict[str, list[Line]], models: Sequence[str], title: str) -> Markup:
     others = models[1:]
     best = "the best model of a line" if others else "the best explainer"
-    how = [f"{title}: mean over images and its 95 % bootstrap interval. ", tag("b", tag("u", "Bold and underlined")), f": {best}"]
+    how = [
+        f"{title}: mean over images and its 95 % bootstrap interval. ",
+        tag("b", tag("u", "Bold and underlined")),
+        f": {best}",
+    ]
     if others:
-        how.append(f"; ★: the best explainer of a model, controls aside. Differences are paired, image by image, from {models[0]}")
+        how.append(
+            f"; ★: the best explainer of a model, controls aside. Differences are paired, image by image, from {models[0]}"
+        )
     heads = [tag("th", "explainer", scope="col", class_="sticky")]
     heads += [tag("th", model_dot(models, m), m, scope="col", class_="number") for m in models]
     heads.append(tag("th", "value and interval", scope="col", class_="plot-head"))
@@ -139,7 +172,9 @@ def _table(lines: dict[str, list[Line]], models: Sequence[str], title: str) -> M
         group = tag("tr", tag("th", name, about, protocol, scope="rowgroup", colspan=len(heads)), class_="group")
         span = _span(of_metric)
         bodies.append(tag("tbody", group, [_row(line, models, span) for line in of_metric]))
-    table = tag("table", tag("caption", title, class_="unseen"), tag("thead", tag("tr", heads)), bodies, class_="metrics")
+    table = tag(
+        "table", tag("caption", title, class_="unseen"), tag("thead", tag("tr", heads)), bodies, class_="metrics"
+    )
     scroll = tag("div", table, class_="scroll", tabindex="0", role="region", aria_label=title)
     return join(tag("p", how, ".", class_="note"), scroll)
 
@@ -173,10 +208,16 @@ def _value(line: Line, model: str) -> Markup:
 def _difference(test: Comparison | None) -> Markup:
     if test is None:
         return Markup("")
-    effect = "" if math.isnan(test.effect) else f"effect size {number(test.effect)} standard deviations of the images’ differences"
+    effect = (
+        ""
+        if math.isnan(test.effect)
+        else f"effect size {number(test.effect)} standard deviations of the images’ differences"
+    )
     sign = tag("span", f"{SIGNS[test.outcome]} {test.outcome}", class_=f"sign {test.outcome}", title=effect or None)
     difference, ends = signed(test.difference, test.low, test.high)
-    return join(difference, " ", sign, tag("span", join(ends, ", " if ends else "", p_phrase(test.adjusted)), class_="interval"))
+    return join(
+        difference, " ", sign, tag("span", join(ends, ", " if ends else "", p_phrase(test.adjusted)), class_="interval")
+    )
 
 
 def _span(lines: Sequence[Line]) -> tuple[float, float] | None:
@@ -203,7 +244,18 @@ def _forest(line: Line, models: Sequence[str], span: tuple[float, float] | None,
             continue
         y, color = 2 + step * (i + 0.5), f"var(--series-{i % 8 + 1})"
         if math.isfinite(row.low) and math.isfinite(row.high):
-            marks.append(tag("path", d=f"M{x(row.low):.1f} {y}H{x(row.high):.1f}", style=f"stroke: {color}", class_="whisker"))
+            marks.append(
+                tag("path", d=f"M{x(row.low):.1f} {y}H{x(row.high):.1f}", style=f"stroke: {color}", class_="whisker")
+            )
         marks.append(tag("circle", cx=f"{x(row.value):.1f}", cy=y, r="3.2", style=f"fill: {color}"))
     axis = tag("path", d=f"M5 {height - 1}H{width - 5}", class_="axis")
-    return tag("svg", axis, marks, viewBox=f"0 0 {width} {height}", width=width, height=height, aria_hidden="true", class_="forest")
+    return tag(
+        "svg",
+        axis,
+        marks,
+        viewBox=f"0 0 {width} {height}",
+        width=width,
+        height=height,
+        aria_hidden="true",
+        class_="forest",
+    )

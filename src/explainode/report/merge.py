@@ -13,7 +13,17 @@ from explainode.metrics.results import Key, Results, Row
 from explainode.report.run import Place, RunDirectory, final
 from explainode.report.wording import enumerate_words
 
-NOT_THE_DATA = {"root", "batch_size", "num_workers", "pin_memory", "download", "train_size", "augment", "drop_last", "_target_"}
+NOT_THE_DATA = {
+    "root",
+    "batch_size",
+    "num_workers",
+    "pin_memory",
+    "download",
+    "train_size",
+    "augment",
+    "drop_last",
+    "_target_",
+}
 
 
 @dataclass(frozen=True)
@@ -89,21 +99,27 @@ def read_source(source: Source) -> Results:
 
 def _folder(source: Source) -> RunDirectory:
     if not (source.folder / "metrics.csv").is_file():
-        raise UserError(f"{source.folder} has no metrics.csv; name run directories, such as runs/demo, or a sweep under multirun/")
+        raise UserError(
+            f"{source.folder} has no metrics.csv; name run directories, such as runs/demo, or a sweep under multirun/"
+        )
     return RunDirectory(source.folder)
 
 
 def _unlike(a: Row, a_source: Source, b: Row, b_source: Source) -> str:
     """Why two measurements do not compare: both protocols with their hashes, and the settings that differ."""
     subject = f"{a.metric} of {a.explainer}" if a.explainer else a.metric
-    differing = "; ".join(protocol_differences(a, b, _metric_settings(a_source, a.metric), _metric_settings(b_source, b.metric)))
+    differing = "; ".join(
+        protocol_differences(a, b, _metric_settings(a_source, a.metric), _metric_settings(b_source, b.metric))
+    )
     return (
         f"{subject} is {a.protocol!r} in {a_source.label} and {b.protocol!r} in {b_source.label} ({differing}); "
         "measure both the same way with explainode evaluate run=..."
     )
 
 
-def protocol_differences(a: Row, b: Row, a_settings: Mapping[str, Any] = {}, b_settings: Mapping[str, Any] = {}) -> list[str]:
+def protocol_differences(
+    a: Row, b: Row, a_settings: Mapping[str, Any] = {}, b_settings: Mapping[str, Any] = {}
+) -> list[str]:
     """The settings in which two protocols differ, as `name: one and other`; the metric's own settings, where its short protocol says no more."""
     found = []
     (a_words, a_facts), (b_words, b_facts) = (_parts(row.protocol) for row in (a, b))
@@ -162,7 +178,9 @@ def _unlike_data(a_source: Source, a: Mapping[str, Any], b_source: Source, b: Ma
     if not keys:
         return []
     said = enumerate_words([f"data.{key} ({a.get(key)} and {b.get(key)})" for key in keys])
-    return [f"{a_source.label} and {b_source.label} set their data differently, so equal image numbers may be other pictures: {said}."]
+    return [
+        f"{a_source.label} and {b_source.label} set their data differently, so equal image numbers may be other pictures: {said}."
+    ]
 
 
 def _check_images(merged: Results, sources: Sequence[Source]) -> None:
@@ -229,7 +247,9 @@ def match_accuracy(sources: Sequence[Source]) -> Matching:
     """
     measured = {(i, model): found for i, source in enumerate(sources) for model, found in _accuracies(source).items()}
     if len(measured) < 2:
-        raise UserError(f"matching accuracies needs two models or more, got {len(measured)} that were measured after their epochs")
+        raise UserError(
+            f"matching accuracies needs two models or more, got {len(measured)} that were measured after their epochs"
+        )
     last = {key: found[max(found)] for key, found in measured.items()}
     weakest = min(last, key=lambda key: last[key].value)
     target = last[weakest].value
@@ -249,7 +269,9 @@ def match_accuracy(sources: Sequence[Source]) -> Matching:
         for (i, model), row in chosen.items()
     ]
     weak = f"{sources[weakest[0]].label}/{weakest[1]}"
-    sentences = [f"Matched to the accuracy of {weak}, the weakest, on {chosen[weakest].split} images: {enumerate_words(said)}."]
+    sentences = [
+        f"Matched to the accuracy of {weak}, the weakest, on {chosen[weakest].split} images: {enumerate_words(said)}."
+    ]
     matched = [replace(source, at=places) for source, places in zip(sources, at, strict=True) if places]
     return Matching(matched, sentences + _not_measured(matched))
 

@@ -22,9 +22,17 @@ GAP, MARGIN = 6, 18
 
 def draw_map(board: Board, model: str, explainer: str, row: int, style: str = "map") -> np.ndarray:
     """(H, W, 3) uint8: one map of the board in its colors, alone or over the picture that the model saw."""
-    heatmap, scale, kind = board.heatmap[model, explainer][row], float(board.scale[model, explainer][row]), board.kind[explainer]
+    heatmap, scale, kind = (
+        board.heatmap[model, explainer][row],
+        float(board.scale[model, explainer][row]),
+        board.kind[explainer],
+    )
     colors = Colors(kind, board.colors.color_map)
-    return overlay(board.image[row], heatmap, colors, scale) if style == "overlay" else heatmap_to_rgb(heatmap, colors, scale)
+    return (
+        overlay(board.image[row], heatmap, colors, scale)
+        if style == "overlay"
+        else heatmap_to_rgb(heatmap, colors, scale)
+    )
 
 
 def draw_input(board: Board, row: int, side: int) -> np.ndarray:
@@ -79,7 +87,12 @@ def panel(
     class_names = class_names or ()
     board = make_board(maps, colors, scale, reduction)
     rows = range(min(images, len(board)))
-    columns = [(model, explainer) for explainer in board.explainers for model in board.models if (model, explainer) in board.heatmap]
+    columns = [
+        (model, explainer)
+        for explainer in board.explainers
+        for model in board.models
+        if (model, explainer) in board.heatmap
+    ]
     cells = {(r, c): _fit(enlarge(draw_map(board, *c, r, style), side), side) for r in rows for c in columns}
     inputs = [_fit(draw_input(board, r, side), side) for r in rows]
     cell_h, cell_w = inputs[0].shape[:2]
@@ -116,7 +129,14 @@ def panel(
             picture.paste(Image.fromarray(cells[r, column]), (left[column], y))
             target, probability = int(board.target[column[0]][r]), float(board.probability[column[0]][r])
             ink = MUTED if label < 0 else RIGHT if target == label else WRONG
-            _text(draw, (left[column], y + cell_h + 4), f"{probability:.2f} {class_name(class_names, target)}", cell_w, 12, ink)
+            _text(
+                draw,
+                (left[column], y + cell_h + 4),
+                f"{probability:.2f} {class_name(class_names, target)}",
+                cell_w,
+                12,
+                ink,
+            )
     _text(draw, (MARGIN, picture.height - 26), legend(board, scale, reduction), picture.width - 2 * MARGIN, 12, MUTED)
     return picture
 
@@ -147,12 +167,16 @@ def _fit(picture: np.ndarray, side: int) -> np.ndarray:
 def _font(size: int, wide: bool) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     if not wide:
         return ImageFont.load_default(size)
-    from matplotlib import get_data_path  # its DejaVu Sans knows Greek, Cyrillic and more, which Pillow's own font does not
+    from matplotlib import (
+        get_data_path,
+    )  # its DejaVu Sans knows Greek, Cyrillic and more, which Pillow's own font does not
 
     return ImageFont.truetype(f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf", size - 1)
 
 
-def _text(draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, width: int, size: int, fill: tuple[int, int, int]) -> None:
+def _text(
+    draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, width: int, size: int, fill: tuple[int, int, int]
+) -> None:
     """One line of text, cut with an ellipsis where it is wider than `width`."""
     font = _font(size, not text.isascii())
     if draw.textlength(text, font=font) > width:

@@ -43,15 +43,22 @@ def choose_images(results: Results, board: Board, each: int = EACH) -> list[Grou
         )
     ]
     metric, badness = unfaithfulness(results)
-    kept = f"the {len(board)} images whose maps were kept" + (f" (of {len(badness)} measured)" if len(badness) > len(board) else "")
+    kept = f"the {len(board)} images whose maps were kept" + (
+        f" (of {len(badness)} measured)" if len(badness) > len(board) else ""
+    )
     if metric is not None:
         among, picks = kept, _largest(np.array([badness.get(int(s), np.nan) for s in board.sample_id]), each, metric)
         row = {int(sample): r for r, sample in enumerate(board.sample_id)}
         if set(worst := worst_images(results, each)) <= set(row):
-            among, picks = f"all {len(badness)} measured images", [_pick(row[sample], metric, badness[sample]) for sample in worst]
+            among, picks = (
+                f"all {len(badness)} measured images",
+                [_pick(row[sample], metric, badness[sample]) for sample in worst],
+            )
         note = f"The least faithful explanations among {among}, by {metric} averaged over explainers and models."
         groups.append(_group("Worst explained", note, picks, shown))
-    between = "the two models" if len(board.models) == 2 else "the models" if len(board.models) > 2 else "the explainers"
+    between = (
+        "the two models" if len(board.models) == 2 else "the models" if len(board.models) > 2 else "the explainers"
+    )
     note = f"Where {between} point to different places, among {kept}: 1 − rank correlation of their maps, averaged."
     groups.append(_group("Most disagreement", note, _largest(disagreement(board), each, "disagreement"), shown))
     return [group for group in groups if group.picks or group.elsewhere]

@@ -62,9 +62,17 @@ def rank_figure(ranks: Ranks, title: str) -> Markup:
         label = tag("tspan", shown, class_="control" if control else None)
         mean = tag("tspan", f"{ranks.mean_rank[place]:.2f}", class_="tick")
         words = (mean, "  ", label) if not on_left else (label, "  ", mean)
-        parts.append(tag("path", d=f"M{at:.1f} {AXIS}V{y}H{edge:.1f}", class_="lead-line control" if control else "lead-line"))
-        anchor = {"x": f"{edge - 4:.1f}", "text_anchor": "end"} if on_left else {"x": f"{edge + 4:.1f}", "text_anchor": "start"}
-        full = tag("title", f"{name}: mean rank {ranks.mean_rank[place]:.2f}, mean {number(float(ranks.mean_value[place]))}")
+        parts.append(
+            tag("path", d=f"M{at:.1f} {AXIS}V{y}H{edge:.1f}", class_="lead-line control" if control else "lead-line")
+        )
+        anchor = (
+            {"x": f"{edge - 4:.1f}", "text_anchor": "end"}
+            if on_left
+            else {"x": f"{edge + 4:.1f}", "text_anchor": "start"}
+        )
+        full = tag(
+            "title", f"{name}: mean rank {ranks.mean_rank[place]:.2f}, mean {number(float(ranks.mean_value[place]))}"
+        )
         parts.append(tag("text", full, *words, y=y + 4, **anchor))
     height = top + LINE * (left - 1) + 12
     order = ", ".join(f"{name} {rank:.2f}" for name, rank in zip(ranks.names, ranks.mean_rank, strict=True))

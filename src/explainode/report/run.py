@@ -61,7 +61,9 @@ def _commit(folder: Path) -> str | None:
         if subprocess.run([*git, "ls-files", "--error-unmatch", __file__], capture_output=True, timeout=10).returncode:
             return None  # installed into an environment that happens to lie inside somebody else's checkout
         head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, timeout=10)
-        changed = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, timeout=10)
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, timeout=10
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     if head.returncode:
@@ -96,9 +98,13 @@ class RunDirectory:
             UserError: if the folder cannot be made or written, or a value is none that YAML knows.
         """
         plain = _plain(config)
-        replace_file(self.path / "config.yaml", yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=120).encode())
+        replace_file(
+            self.path / "config.yaml", yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=120).encode()
+        )
         facts = versions(plain.get("seed") if isinstance(plain.get("seed"), int) else None)
-        replace_file(self.path / "versions.yaml", yaml.safe_dump(facts, sort_keys=False, allow_unicode=True, width=1000).encode())
+        replace_file(
+            self.path / "versions.yaml", yaml.safe_dump(facts, sort_keys=False, allow_unicode=True, width=1000).encode()
+        )
 
     def read_config(self) -> dict[str, Any]:
         """The configuration as plain values.
@@ -135,7 +141,9 @@ class RunDirectory:
         for maps in results.maps:
             self.write_maps(maps, place[maps.model][1])
         values = (
-            (*place[key[0]], *key, sample, float(value)) for key, of_key in results.per_image.items() for sample, value in of_key.items()
+            (*place[key[0]], *key, sample, float(value))
+            for key, of_key in results.per_image.items()
+            for sample, value in of_key.items()
         )
         self._append("per_image.csv", VALUE_COLUMNS, values)
         points = (
@@ -191,7 +199,9 @@ class RunDirectory:
         if at is not None:
             results.rows = [row for row in results.rows if at.get(row.model) == (row.epoch, row.split)]
         last = {row.model: (str(row.epoch), row.split) for row in (final(results) if at is None else results).rows}
-        values = self._read("per_image.csv", VALUE_COLUMNS, lambda c: (tuple(c[2:5]), tuple(c[:2]), int(c[5]), float(c[6])))
+        values = self._read(
+            "per_image.csv", VALUE_COLUMNS, lambda c: (tuple(c[2:5]), tuple(c[:2]), int(c[5]), float(c[6]))
+        )
         for key, place, sample, value in values:
             if last.get(key[0]) == place:
                 results.per_image.setdefault(key, {})[sample] = value
@@ -202,7 +212,11 @@ class RunDirectory:
     def _read_curves(self, last: Mapping[str, tuple[str, str]]) -> dict[Key, Curve]:
         points: dict[Key, dict[float, tuple[float, ...]]] = {}
         labels: dict[Key, tuple[str, str]] = {}
-        read = self._read("curves.csv", CURVE_COLUMNS, lambda c: (tuple(c[2:5]), tuple(c[:2]), tuple(map(float, c[5:9])), tuple(c[9:])))
+        read = self._read(
+            "curves.csv",
+            CURVE_COLUMNS,
+            lambda c: (tuple(c[2:5]), tuple(c[:2]), tuple(map(float, c[5:9])), tuple(c[9:])),
+        )
         for key, place, point, names in read:
             if last.get(key[0]) == place:
                 labels[key] = names
@@ -220,7 +234,9 @@ class RunDirectory:
     def _map_path(self, maps: Maps, split: str) -> Path:
         name = f"{_map_prefix(maps.epoch, split, maps.model)}{file_part(maps.explainer)}.npz"
         if len(name) > 200:
-            raise UserError(f"the names {maps.model!r} and {maps.explainer!r} are too long for a file name; choose shorter ones")
+            raise UserError(
+                f"the names {maps.model!r} and {maps.explainer!r} are too long for a file name; choose shorter ones"
+            )
         return self.path / "explanations" / name
 
     def _append(self, name: str, columns: Sequence[str], lines: Iterable[Sequence[Any]]) -> None:
@@ -233,25 +249,33 @@ class RunDirectory:
         reader = csv.reader(_whole_lines(path))
         header = next(reader, list(columns))
         if header != list(columns):
-            raise UserError(f"{path} has the columns {','.join(header)[:200]}, not {','.join(columns)}; it was written by something else")
+            raise UserError(
+                f"{path} has the columns {','.join(header)[:200]}, not {','.join(columns)}; it was written by something else"
+            )
         for cells in reader:
             try:
                 if len(cells) != len(columns):
                     raise ValueError(f"{len(cells)} cells instead of {len(columns)}")
                 yield parse(cells)
             except (ValueError, KeyError) as error:
-                raise UserError(f"{path}, line {reader.line_num} is damaged ({error}); remove that line and read again") from error
+                raise UserError(
+                    f"{path}, line {reader.line_num} is damaged ({error}); remove that line and read again"
+                ) from error
 
     def _read_yaml(self, name: str) -> dict[str, Any]:
         path = self.path / name
         if not path.is_file():
-            raise UserError(f"{self.path} is not a run directory (it has no {name}); runs are under runs/<name>/<run id>")
+            raise UserError(
+                f"{self.path} is not a run directory (it has no {name}); runs are under runs/<name>/<run id>"
+            )
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise UserError(f"{path} is damaged ({str(error).splitlines()[0]}); restore it or run again") from error
         if not isinstance(content, dict):
-            raise UserError(f"{path} is damaged (a mapping was expected, not {type(content).__name__}); restore it or run again")
+            raise UserError(
+                f"{path} is damaged (a mapping was expected, not {type(content).__name__}); restore it or run again"
+            )
         return content
 
 
@@ -265,14 +289,35 @@ def file_part(name: str) -> str:
 
 
 def _cells(row: Row) -> tuple[Any, ...]:
-    numbers = (float(row.value), float(row.low), float(row.high), int(row.n), int(row.excluded), round(float(row.seconds), 4))
+    numbers = (
+        float(row.value),
+        float(row.low),
+        float(row.high),
+        int(row.n),
+        int(row.excluded),
+        round(float(row.seconds), 4),
+    )
     direction = "" if row.higher_is_better is None else str(bool(row.higher_is_better))
     return (row.epoch, row.split, row.model, row.explainer, row.metric, *numbers, direction, row.protocol)
 
 
 def _row(c: Sequence[str]) -> Row:
     value, low, high = map(float, c[5:8])
-    return Row(int(c[0]), c[1], c[2], c[3], c[4], value, low, high, int(c[8]), int(c[9]), float(c[10]), DIRECTIONS[c[11]], c[12])
+    return Row(
+        int(c[0]),
+        c[1],
+        c[2],
+        c[3],
+        c[4],
+        value,
+        low,
+        high,
+        int(c[8]),
+        int(c[9]),
+        float(c[10]),
+        DIRECTIONS[c[11]],
+        c[12],
+    )
 
 
 def _one_line(cell: Any) -> Any:
@@ -306,7 +351,9 @@ def _pack(maps: Maps) -> bytes:
     """The maps as compressed npz: float16 mantissas with one power of two per image, so that neither tiny nor huge maps are lost."""
     attribution = np.asarray(maps.attribution, dtype=np.float32)
     with np.errstate(invalid="ignore"):
-        peak = np.where(np.isfinite(attribution), np.abs(attribution), 0).reshape(len(attribution), -1).max(1, initial=0)
+        peak = (
+            np.where(np.isfinite(attribution), np.abs(attribution), 0).reshape(len(attribution), -1).max(1, initial=0)
+        )
     exponent = np.where(peak > 0, np.frexp(peak)[1] - 1, 0).astype(np.int32)
     fields: dict[str, Any] = {
         "model": np.array(maps.model),
@@ -332,7 +379,9 @@ def _unpack(path: Path) -> Maps:
     try:
         with np.load(path, allow_pickle=False) as file:
             fields: dict[str, Any] = {name: file[name] for name in file.files}
-        fields["attribution"] = np.ldexp(fields["attribution"].astype(np.float32), fields.pop("exponent")[:, None, None, None])
+        fields["attribution"] = np.ldexp(
+            fields["attribution"].astype(np.float32), fields.pop("exponent")[:, None, None, None]
+        )
         fields |= {"model": str(fields["model"]), "explainer": str(fields["explainer"]), "epoch": int(fields["epoch"])}
         fields["added"] = int(fields.get("added", 0))  # absent in runs of earlier versions
         return Maps(**fields)

@@ -62,8 +62,12 @@ def standing(results: Results, model: str) -> Standing | None:
         better = next(iter(rows[metric].values())).higher_is_better
         sign = 1 if better else -1
         found.protocol[metric] = next(iter(rows[metric].values())).protocol
-        found.score[metric] = {e: sign * row.value for e, row in rows[metric].items() if not is_control(e) and not math.isnan(row.value)}
-        values = {e: results.per_image[model, e, metric] for e in rows[metric] if results.per_image.get((model, e, metric))}
+        found.score[metric] = {
+            e: sign * row.value for e, row in rows[metric].items() if not is_control(e) and not math.isnan(row.value)
+        }
+        values = {
+            e: results.per_image[model, e, metric] for e in rows[metric] if results.per_image.get((model, e, metric))
+        }
         most = max((len(of_explainer) for of_explainer in values.values()), default=0)
         whole = {e: of_explainer for e, of_explainer in values.items() if 2 * len(of_explainer) >= most}
         if lacking := [e for e in rows[metric] if e not in whole]:
@@ -110,7 +114,11 @@ def standing_sentence(found: Standing) -> str:
         )
     else:
         alike = enumerate_words(group[1:])
-        tail = f"; {alike} {'is' if len(group) == 2 else 'are'} not told apart from it" if alike else ", ahead of every other"
+        tail = (
+            f"; {alike} {'is' if len(group) == 2 else 'are'} not told apart from it"
+            if alike
+            else ", ahead of every other"
+        )
         sentences.append(f"By {metric} {group[0]} leads{tail} (Friedman {p_phrase(ranks.p)}, n = {ranks.n}).")
     return " ".join(sentences)
 
@@ -131,7 +139,11 @@ def metric_agreement(found: Standing) -> tuple[tuple[str, ...], np.ndarray]:
 def disagreement_sentence(found: Standing) -> str:
     """Which metrics contradict each other most, and whether beyond chance; empty for fewer than two metrics."""
     names, matrix = metric_agreement(found)
-    pairs = sorted((float(matrix[i, j]), a, b) for (i, a), (j, b) in combinations(enumerate(names), 2) if not np.isnan(matrix[i, j]))
+    pairs = sorted(
+        (float(matrix[i, j]), a, b)
+        for (i, a), (j, b) in combinations(enumerate(names), 2)
+        if not np.isnan(matrix[i, j])
+    )
     if not pairs:
         return ""
     against = [pair for pair in pairs if pair[0] < 0]
@@ -198,7 +210,11 @@ class Stability:
     @property
     def sentence(self) -> str:
         """Whether the ranking survives the change of setting."""
-        pairs = [(float(self.matrix[i, j]), i, j) for i, j in combinations(range(len(self.metrics)), 2) if not np.isnan(self.matrix[i, j])]
+        pairs = [
+            (float(self.matrix[i, j]), i, j)
+            for i, j in combinations(range(len(self.metrics)), 2)
+            if not np.isnan(self.matrix[i, j])
+        ]
         about = f"{self.kind} under {len(self.metrics)} settings ({', '.join(self.metrics)})"
         if not pairs:
             return f"{about}: nothing can be said, the explainers are tied."
@@ -207,14 +223,14 @@ class Stability:
         first = (
             f"{self.best[0]} is best under each"
             if len(set(self.best)) == 1
-            else "the best explainer changes (" + ", ".join(f"{m}: {e}" for m, e in zip(self.metrics, self.best, strict=True)) + ")"
+            else "the best explainer changes ("
+            + ", ".join(f"{m}: {e}" for m, e in zip(self.metrics, self.best, strict=True))
+            + ")"
         )
         if not self.decided:
             return f"{about}: no pair of explainers is told apart under two settings, so the ranking is not tested ({least}; {first})."
         if not self.turned:
-            return (
-                f"{about}: the ranking survives: none of {self.decided} pairs told apart under two settings turns round ({least}; {first})."
-            )
+            return f"{about}: the ranking survives: none of {self.decided} pairs told apart under two settings turns round ({least}; {first})."
         assert self.example is not None
         better, worse, here, there = self.example
         return (

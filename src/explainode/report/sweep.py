@@ -62,7 +62,9 @@ def _split(point: Path) -> str | None:
 def _points(folder: Path) -> list[Path]:
     """The directories of the points: by number, as Hydra counts them."""
     found = [path.parent.parent for path in folder.glob(f"*/{OVERRIDES}")] if folder.is_dir() else []
-    return sorted(found, key=lambda path: (not path.name.isdigit(), int(path.name) if path.name.isdigit() else 0, path.name))
+    return sorted(
+        found, key=lambda path: (not path.name.isdigit(), int(path.name) if path.name.isdigit() else 0, path.name)
+    )
 
 
 def _overrides(point: Path) -> dict[str, str]:
@@ -70,7 +72,9 @@ def _overrides(point: Path) -> dict[str, str]:
     try:
         words = yaml.safe_load(path.read_text(encoding="utf-8")) or []
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is damaged ({str(error).splitlines()[0]}); restore it or leave the point out") from error
+        raise UserError(
+            f"{path} is damaged ({str(error).splitlines()[0]}); restore it or leave the point out"
+        ) from error
     pairs = (str(word).partition("=") for word in words)
     return {key.lstrip("+"): value for key, _, value in pairs}
 

@@ -48,14 +48,22 @@ def table_lines(results: Results, comparisons: Iterable[Comparison] | None = Non
     """The last measurements by metric: accuracy first, then headlines, then the others; explainers in their order, controls last."""
     rows = final_rows(results)
     models = model_names(results)
-    tests = {(c.metric, c.explainer, c.subject): c for c in (compare_models(results) if comparisons is None else comparisons)}
+    tests = {
+        (c.metric, c.explainer, c.subject): c for c in (compare_models(results) if comparisons is None else comparisons)
+    }
     metrics = sorted(dict.fromkeys(m for _, _, m in rows), key=lambda m: (m != "accuracy", not is_primary(m), "." in m))
     table: dict[str, list[Line]] = {}
     for metric in metrics:
         explainers = sorted(dict.fromkeys(e for _, e, m in rows if m == metric), key=is_control)
-        cells = {e: {model: rows[model, e, metric] for model in models if (model, e, metric) in rows} for e in explainers}
+        cells = {
+            e: {model: rows[model, e, metric] for model in models if (model, e, metric) in rows} for e in explainers
+        }
         real = [e for e in explainers if not is_control(e)]
-        top = {model: best_keys({e: cells[e][model] for e in real if model in cells[e]}) for model in models} if len(real) > 1 else {}
+        top = (
+            {model: best_keys({e: cells[e][model] for e in real if model in cells[e]}) for model in models}
+            if len(real) > 1
+            else {}
+        )
         table[metric] = [
             Line(
                 metric,
@@ -72,7 +80,9 @@ def table_lines(results: Results, comparisons: Iterable[Comparison] | None = Non
 
 def best_keys(rows: dict[str, Row]) -> list[str]:
     """The keys of the best values; none where nothing has a direction or a number."""
-    values = {key: row.value for key, row in rows.items() if row.higher_is_better is not None and not math.isnan(row.value)}
+    values = {
+        key: row.value for key, row in rows.items() if row.higher_is_better is not None and not math.isnan(row.value)
+    }
     if not values:
         return []
     higher = next(iter(rows.values())).higher_is_better
@@ -98,7 +108,12 @@ def print_results(results: Results, console: Console, everything: bool = False) 
     from rich.text import Text
 
     models = model_names(results)
-    lines = [line for metric, of_metric in table_lines(results).items() if everything or is_primary(metric) for line in of_metric]
+    lines = [
+        line
+        for metric, of_metric in table_lines(results).items()
+        if everything or is_primary(metric)
+        for line in of_metric
+    ]
     if not lines:
         console.print("Nothing was measured yet.")
         return
@@ -123,7 +138,9 @@ def print_results(results: Results, console: Console, everything: bool = False) 
         table.add_row(*cells)
         last = line.metric
     if not console.is_terminal:
-        console.width = max(console.width, Measurement.get(console, console.options.update(max_width=10_000), table).maximum)
+        console.width = max(
+            console.width, Measurement.get(console, console.options.update(max_width=10_000), table).maximum
+        )
     console.print(table)
 
 
@@ -142,7 +159,9 @@ def _counts(line: Line) -> str:
     """The number of images, and of excluded ones."""
     counts = sorted({row.n for row in line.cells.values()})
     excluded = max(row.excluded for row in line.cells.values())
-    return "–".join(map(str, (counts[0], counts[-1]))) * (len(counts) > 1) or f"{counts[0]}" + (f" (−{excluded})" if excluded else "")
+    return "–".join(map(str, (counts[0], counts[-1]))) * (len(counts) > 1) or f"{counts[0]}" + (
+        f" (−{excluded})" if excluded else ""
+    )
 
 
 def _test(line: Line, model: str) -> str:
@@ -159,7 +178,10 @@ def results_to_markdown(results: Results) -> str:
     lines = [head, ["---", "---", *["---:"] * len(models), "---:", *["---:"] * (len(models) - 1)]]
     for metric, of_metric in table_lines(results).items():
         for line in of_metric:
-            cells = [f"{metric} {arrow(line.higher_is_better)}".strip(), line.explainer + (" (control)" if line.control else "")]
+            cells = [
+                f"{metric} {arrow(line.higher_is_better)}".strip(),
+                line.explainer + (" (control)" if line.control else ""),
+            ]
             cells += [_markdown_cell(line, model) for model in models]
             lines.append([*cells, _counts(line), *(_test(line, model) for model in models[1:])])
     return "".join(f"| {' | '.join(_markdown_escape(cell) for cell in line)} |\n" for line in lines)

@@ -56,7 +56,10 @@ def verdict(results: Results) -> str:
 def judge(results: Results) -> Verdict:
     """Compare every model with the first, and every explainer with the controls."""
     models = model_names(results)
-    found = Verdict(comparisons=compare_models(results), against_controls={model: compare_controls(results, model) for model in models})
+    found = Verdict(
+        comparisons=compare_models(results),
+        against_controls={model: compare_controls(results, model) for model in models},
+    )
     if not results.rows:
         found.models = ["Nothing was measured yet."]
         return found
@@ -64,7 +67,9 @@ def judge(results: Results) -> Verdict:
     for subject in models[1:]:
         found.models.append(_pair_sentence(results, found.comparisons, subject, models[0], metric))
         found.cautions += _pair_cautions(results, subject, models[0])
-    found.controls = [sentence for model in models if (sentence := _control_sentence(results, model, found.against_controls[model]))]
+    found.controls = [
+        sentence for model in models if (sentence := _control_sentence(results, model, found.against_controls[model]))
+    ]
     if len(models) == 1 and not found.controls:
         found.models = [_single_sentence(results, models[0], metric)]
     found.cautions += _floor_cautions(results)
@@ -75,7 +80,9 @@ def judge(results: Results) -> Verdict:
     return found
 
 
-def _pair_sentence(results: Results, comparisons: list[Comparison], subject: str, reference: str, metric: str | None) -> str:
+def _pair_sentence(
+    results: Results, comparisons: list[Comparison], subject: str, reference: str, metric: str | None
+) -> str:
     parts = []
     headline = None if metric is None else compare_headline(results, subject, reference, metric)
     if headline is not None:
@@ -126,7 +133,11 @@ def _pair_cautions(results: Results, subject: str, reference: str) -> list[str]:
     if a is not None and b is not None and abs(a.value - b.value) > ACCURACY_GAP:
         weaker = subject if a.value < b.value else reference
         test = compare_accuracy(results, subject, reference)
-        unsure = "" if test is None or test.p < 0.05 else f" (not beyond chance on these {test.n} images, {p_phrase(test.p)})"
+        unsure = (
+            ""
+            if test is None or test.p < 0.05
+            else f" (not beyond chance on these {test.n} images, {p_phrase(test.p)})"
+        )
         gap = f"{100 * abs(a.value - b.value):.1f} points{unsure}"
         cautions.append(
             f"The accuracies of {subject} and {reference} differ by {gap}; a weaker net, here {weaker}, "
@@ -134,13 +145,20 @@ def _pair_cautions(results: Results, subject: str, reference: str) -> list[str]:
             "(explainode compare RUN RUN --matched)."
         )
     epochs = {name: {row.epoch for key, row in rows.items() if key[0] == name} for name in (subject, reference)}
-    if epochs[subject] and epochs[reference] and epochs[subject] != epochs[reference] and not (is_chosen(subject) or is_chosen(reference)):
+    if (
+        epochs[subject]
+        and epochs[reference]
+        and epochs[subject] != epochs[reference]
+        and not (is_chosen(subject) or is_chosen(reference))
+    ):
         after = f"{subject} was measured after epoch {max(epochs[subject])}, {reference} after epoch {max(epochs[reference])}"
         cautions.append(f"{after}: not the same training.")
     differing = [
         metric
         for (model, explainer, metric), row in rows.items()
-        if model == subject and (reference, explainer, metric) in rows and rows[reference, explainer, metric].protocol != row.protocol
+        if model == subject
+        and (reference, explainer, metric) in rows
+        and rows[reference, explainer, metric].protocol != row.protocol
     ]
     if differing:
         names = enumerate_words(list(dict.fromkeys(differing)))
@@ -148,13 +166,18 @@ def _pair_cautions(results: Results, subject: str, reference: str) -> list[str]:
     partial = _unshared(results, subject, reference)
     if partial is not None:
         shared, total = partial
-        cautions.append(f"{subject} and {reference} share only {shared} of {total} images; paired tests use those alone.")
+        cautions.append(
+            f"{subject} and {reference} share only {shared} of {total} images; paired tests use those alone."
+        )
     return cautions
 
 
 def _unshared(results: Results, subject: str, reference: str) -> tuple[int, int] | None:
     """How many images both models were measured on, and how many either was; None where these are the same."""
-    ids = {name: set().union(*(v for key, v in results.per_image.items() if key[0] == name and key[1])) for name in (subject, reference)}
+    ids = {
+        name: set().union(*(v for key, v in results.per_image.items() if key[0] == name and key[1]))
+        for name in (subject, reference)
+    }
     shared, total = len(ids[subject] & ids[reference]), len(ids[subject] | ids[reference])
     return None if shared == total else (shared, total)
 
@@ -172,11 +195,11 @@ def _control_sentence(results: Results, model: str, comparisons: list[Comparison
     failed = [e for e in explainers if e not in passed]
     words = "higher is better" if sign > 0 else "lower is better"
     about = f"{model}, {metric} ({words}, n = {max(c.n for c in comparisons)})"
-    bar = f"{'every control' if len(controls) > 1 else 'the control'} (best: {controls[0]} {number(value[controls[0]])})"
+    bar = (
+        f"{'every control' if len(controls) > 1 else 'the control'} (best: {controls[0]} {number(value[controls[0]])})"
+    )
     if not passed:
-        return (
-            f"{about}: no explainer beats {bar} beyond chance; these maps say no more about the network than a map that does not know it."
-        )
+        return f"{about}: no explainer beats {bar} beyond chance; these maps say no more about the network than a map that does not know it."
     shown = enumerate_words([f"{e} {number(value[e])}" for e in passed])
     rest = f"; {enumerate_words(failed)} {'does' if len(failed) == 1 else 'do'} not" if failed else ""
     return f"{about}: {shown} {'beats' if len(passed) == 1 else 'beat'} {bar}{rest}."
@@ -211,7 +234,12 @@ def _floor_cautions(results: Results) -> list[str]:
         fresh = rows.get((model, explainer, metric.removesuffix(".floor") + ".fresh"))
         if is_control(explainer):  # a random map is nothing but its draws, and a centre prior has none
             continue
-        if metric.endswith(".floor") and fresh is not None and fresh.value > 0 and row.value > FLOOR_SHARE * fresh.value:
+        if (
+            metric.endswith(".floor")
+            and fresh is not None
+            and fresh.value > 0
+            and row.value > FLOOR_SHARE * fresh.value
+        ):
             left = f"{number(row.value)} of {number(fresh.value)} remain at radius 0"
             cautions.append(f"{fresh.metric} of {explainer} on {model} is mostly noise: {left}.")
     return cautions

@@ -49,7 +49,9 @@ def plus_minus(rows: Sequence[tuple[float, float, float]]) -> list[tuple[str, st
     halves = [(high - low) / 2 for _, low, high in rows]
     narrowest = min((half for half in halves if half > 0), default=math.nan)
     digits = 3 if math.isnan(narrowest) else max(0, 1 - math.floor(math.log10(narrowest)))
-    form = f".{digits}f" if digits <= 5 and all(abs(value) < 1e6 for value, *_ in rows if math.isfinite(value)) else ".2e"
+    form = (
+        f".{digits}f" if digits <= 5 and all(abs(value) < 1e6 for value, *_ in rows if math.isfinite(value)) else ".2e"
+    )
     shown = [f"{value:{form}}" if math.isfinite(value) else number(value).replace("−", "-") for value, *_ in rows]
     return [(value, "" if math.isnan(half) else f"{half:{form}}") for value, half in zip(shown, halves, strict=True)]
 

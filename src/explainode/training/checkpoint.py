@@ -98,7 +98,11 @@ def _damage(path: Path) -> str | None:
 
 def _instead(path: Path) -> str:
     other = next((c for c in _candidates(path.parent) if c != path and _damage(c) is None), None)
-    return f"use {other} instead" if other is not None else "no other good checkpoint lies beside it: train again or restore a copy"
+    return (
+        f"use {other} instead"
+        if other is not None
+        else "no other good checkpoint lies beside it: train again or restore a copy"
+    )
 
 
 def verify(path: str | Path) -> Path:
@@ -125,12 +129,20 @@ def load_state(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
         state = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         found = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-        holds = f"it holds objects ({', '.join(found)}), and loading those could run code" if found else "its content cannot be read"
+        holds = (
+            f"it holds objects ({', '.join(found)}), and loading those could run code"
+            if found
+            else "its content cannot be read"
+        )
         raise UserError(f"the checkpoint {path} cannot be used: {holds}; save tensors and plain values only") from error
     except (RuntimeError, EOFError, KeyError) as error:
-        raise UserError(f"the checkpoint {path} cannot be used: {str(error).splitlines()[0]}; {_instead(path)}") from error
+        raise UserError(
+            f"the checkpoint {path} cannot be used: {str(error).splitlines()[0]}; {_instead(path)}"
+        ) from error
     if not isinstance(state, dict):
-        raise UserError(f"the checkpoint {path} holds a {type(state).__name__}, expected a dictionary; {_instead(path)}")
+        raise UserError(
+            f"the checkpoint {path} holds a {type(state).__name__}, expected a dictionary; {_instead(path)}"
+        )
     return state
 
 
@@ -234,7 +246,9 @@ class AtomicCheckpointIO(CheckpointIO):
             os.fsync(file.fileno())
             _write_manifest(path.parent, {**manifest, path.name: entry})
 
-    def load_checkpoint(self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
         """Read `path` after verifying it; always with weights_only=True.
 
         Raises:

@@ -71,7 +71,9 @@ class Classifier(LightningModule):
         if not 0.0 <= label_smoothing < 1.0:
             raise UserError(f"label_smoothing must lie in [0, 1), got {label_smoothing}")
         # only plain values: a checkpoint that holds objects cannot be loaded safely
-        self.save_hyperparameters("num_classes", "interval", "label_smoothing", "noise_seed", "channels_last", "compile")
+        self.save_hyperparameters(
+            "num_classes", "interval", "label_smoothing", "noise_seed", "channels_last", "compile"
+        )
         self.network = network.to(memory_format=torch.channels_last) if channels_last else network  # type: ignore[call-overload]
         self.optimizer = optimizer
         self.scheduler = scheduler
@@ -152,7 +154,9 @@ class Classifier(LightningModule):
         getattr(self, f"{stage}_accuracy").update(logits, batch.label)
         getattr(self, f"{stage}_calibration_error").update(logits.softmax(1), batch.label)
         for name in ("loss", "accuracy", "calibration_error"):
-            self.log(f"{stage}/{name}", getattr(self, f"{stage}_{name}"), on_step=False, on_epoch=True, batch_size=len(batch))
+            self.log(
+                f"{stage}/{name}", getattr(self, f"{stage}_{name}"), on_step=False, on_epoch=True, batch_size=len(batch)
+            )
         return logits
 
     def configure_optimizers(self) -> Any:

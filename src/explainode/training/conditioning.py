@@ -60,7 +60,9 @@ class DepthConditioning:
             p = (network(image[: self.images]) if logits is None else logits[: self.images]).log_softmax(1)
             with refined(network, 2):
                 q = network(image[: self.images]).log_softmax(1)
-            divergence = F.kl_div(p, q, reduction="batchmean", log_target=True) + F.kl_div(q, p, reduction="batchmean", log_target=True)
+            divergence = F.kl_div(p, q, reduction="batchmean", log_target=True) + F.kl_div(
+                q, p, reduction="batchmean", log_target=True
+            )
             penalties["refinement"] = self.refinement * divergence / 2
         if self.smoothness:
             penalties["smoothness"] = self.smoothness * depth_smoothness(blocks)
@@ -74,10 +76,14 @@ def flow_blocks(network: nn.Module) -> list[Residual]:
         UserError: if there are none, or the network solves equations.
     """
     if ode_blocks(network):
-        raise UserError("conditioning is for ResNets, and this network solves equations already; condition its teacher (model=resnet20)")
+        raise UserError(
+            "conditioning is for ResNets, and this network solves equations already; condition its teacher (model=resnet20)"
+        )
     blocks = [module for module in network.modules() if isinstance(module, Residual) and module.continuous]
     if not blocks:
-        raise UserError("conditioning needs blocks with an identity shortcut, and this network has none; choose one of our ResNets")
+        raise UserError(
+            "conditioning needs blocks with an identity shortcut, and this network has none; choose one of our ResNets"
+        )
     return blocks
 
 

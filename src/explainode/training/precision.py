@@ -21,7 +21,5 @@ def native_bf16() -> bool | None:
 def slow_precision(precision: str, device: torch.device) -> str | None:
     """The sentence to warn with where a trainer's precision makes a CPU slower instead of faster; None where it does not."""
     if device.type == "cpu" and precision.startswith("bf16") and native_bf16() is False:
-        return (
-            f"this CPU has no bfloat16 instructions: {precision} trains about ten times slower than float32; set trainer.precision=32-true"
-        )
+        return f"this CPU has no bfloat16 instructions: {precision} trains about ten times slower than float32; set trainer.precision=32-true"
     return None

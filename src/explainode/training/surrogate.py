@@ -60,7 +60,9 @@ class Surrogate(Classifier):
         **settings: Any,
     ) -> None:
         if unused := [name for name in ("label_smoothing", "conditioning", "compile") if settings.get(name)]:
-            raise UserError(f"distillation has no use for {', '.join(unused)}; leave it out, or train the teacher with it")
+            raise UserError(
+                f"distillation has no use for {', '.join(unused)}; leave it out, or train the teacher with it"
+            )
         if not isinstance(teacher, nn.Module):
             raise UserError(
                 f"distillation needs a network that was made from a teacher, and {type(network).__name__} was not; "
@@ -96,13 +98,17 @@ class Surrogate(Classifier):
         x = self._image(batch)
         blocks = ode_blocks(self.network)
         with torch.no_grad(), noise_scope(batch.sample_id, seed=self.noise_seed, active=False):
-            states, wanted = teacher_states(self.teacher, [block.replaces for block in blocks.values() if block.replaces], x)
+            states, wanted = teacher_states(
+                self.teacher, [block.replaces for block in blocks.values() if block.replaces], x
+            )
         with noise_scope(batch.sample_id, seed=self.noise_seed, draw=self.current_epoch, active=True):
             errors = [_relative_error(block(X), Y) for block, (X, Y) in zip(blocks.values(), states, strict=True)]
             logits = self.network(x)
         feature_loss = torch.stack(errors).mean()
         T = self.temperature
-        logit_loss = T**2 * F.kl_div((logits / T).log_softmax(1), (wanted / T).log_softmax(1), reduction="batchmean", log_target=True)
+        logit_loss = T**2 * F.kl_div(
+            (logits / T).log_softmax(1), (wanted / T).log_softmax(1), reduction="batchmean", log_target=True
+        )
         loss = self.feature_weight * feature_loss + self.logit_weight * logit_loss
         self.train_loss.update(loss.detach(), len(batch))
         self.train_accuracy.update(logits.detach(), batch.label)
@@ -143,7 +149,9 @@ class Surrogate(Classifier):
         logits = super()._evaluate(stage, batch)
         self._compare(stage, batch, logits)
         for name in ("kappa", "agreement"):
-            self.log(f"{stage}/{name}", getattr(self, f"{stage}_{name}"), on_step=False, on_epoch=True, batch_size=len(batch))
+            self.log(
+                f"{stage}/{name}", getattr(self, f"{stage}_{name}"), on_step=False, on_epoch=True, batch_size=len(batch)
+            )
         return logits
 
     def on_validation_epoch_start(self) -> None:
@@ -178,7 +186,11 @@ class Surrogate(Classifier):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        checkpoint["distillation"] = {"best": self._best, "best_kappa": self.best_kappa, "first_kappa": self.first_kappa}
+        checkpoint["distillation"] = {
+            "best": self._best,
+            "best_kappa": self.best_kappa,
+            "first_kappa": self.first_kappa,
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)

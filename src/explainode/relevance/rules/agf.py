@@ -92,7 +92,9 @@ class Absolute(LinearRule):
 
     def share(self, operation: Linear, R: Tensor, walk: Walk) -> Tensor:
         parts: list[Part] = [(operation.inputs[0].data.abs(), operation.map.entries(torch.abs))]
-        return self.hand_out(operation, R, contributions(parts), parts, walk, None if operation.bias is None else operation.bias.abs())
+        return self.hand_out(
+            operation, R, contributions(parts), parts, walk, None if operation.bias is None else operation.bias.abs()
+        )
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,9 @@ class ConstantAttention(Rule):
         return None, _shared(a, b, R, self, operation, walk)
 
 
-def _shared(A: Tensor, V: Tensor, R: Tensor, rule: ConstantAttention, operation: Operation, walk: Walk, transposed: bool = False) -> Tensor:
+def _shared(
+    A: Tensor, V: Tensor, R: Tensor, rule: ConstantAttention, operation: Operation, walk: Walk, transposed: bool = False
+) -> Tensor:
     """R_V = V * A^T (R / (A V))."""
     V = V.clamp(min=0) if rule.positive else V
     z = stabilized(A @ V, rule.epsilon)
@@ -153,7 +155,9 @@ def centered_transpose(operation: Norm, s: Tensor) -> Tensor:
         groups = x.reshape(batch * count, -1)
         scaled = s if w is None else s * w.view(1, channels, *[1] * (x.dim() - 2))
     else:
-        raise UserError(f"{operation} normalizes neither layers nor groups, so its scale cannot be held constant; let its relevance pass")
+        raise UserError(
+            f"{operation} normalizes neither layers nor groups, so its scale cannot be held constant; let its relevance pass"
+        )
     sigma = (groups.var(1, correction=0, keepdim=True) + epsilon).sqrt()
     scaled = scaled.reshape_as(groups)
     return ((scaled - scaled.mean(1, keepdim=True)) / sigma).view_as(x)

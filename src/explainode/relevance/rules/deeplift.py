@@ -80,7 +80,9 @@ class Rescale(Rule):
         (m,) = relevance
         assert m is not None
         if isinstance(operation, Sum):
-            return tuple(fit(sign * m, value.data.shape) for sign, value in zip(operation.signs, operation.inputs, strict=True))
+            return tuple(
+                fit(sign * m, value.data.shape) for sign, value in zip(operation.signs, operation.inputs, strict=True)
+            )
         if operation.kind == "activation":
             return (self.activation(operation, m, walk),)
         if operation.kind in ("product", "bilinear"):
@@ -137,7 +139,9 @@ def _halves(operation: Operation, halves: Relevance, walk: Comparison) -> Releva
         return (operation.map.entries(torch.abs).transpose(half, operation.inputs[0].data),)
     if isinstance(operation, Affine):
         return (fit(operation.slope.abs() * half, operation.inputs[0].data.shape),)
-    return tuple(fit(abs(sign) * half, value.data.shape) for sign, value in zip(operation.signs, operation.inputs, strict=True))
+    return tuple(
+        fit(abs(sign) * half, value.data.shape) for sign, value in zip(operation.signs, operation.inputs, strict=True)
+    )
 
 
 def _product(operation: Operation, m: Tensor, walk: Comparison) -> Relevance:
@@ -255,8 +259,13 @@ def _where(operation: Operation, m: Tensor, walk: Comparison) -> Relevance:
     condition, first, second = operation.args
     condition0 = walk.partner(operation).args[0]
     if condition.shape == condition0.shape and torch.equal(condition, condition0):
-        return _to_inputs(operation, [(first, torch.where(condition, m, 0.0)), (second, torch.where(condition, 0.0, m))])
-    a, b = (tuple(torch.as_tensor(part, dtype=m.dtype, device=m.device) for part in _both(arg, operation, walk)) for arg in (first, second))
+        return _to_inputs(
+            operation, [(first, torch.where(condition, m, 0.0)), (second, torch.where(condition, 0.0, m))]
+        )
+    a, b = (
+        tuple(torch.as_tensor(part, dtype=m.dtype, device=m.device) for part in _both(arg, operation, walk))
+        for arg in (first, second)
+    )
     y = operation.output.data, walk.before(operation.output)
     for smaller, function in ((False, torch.maximum), (True, torch.minimum)):
         if all(bool((function(a[i], b[i]) == y[i]).all()) for i in range(2)):
@@ -277,7 +286,9 @@ def _pool(operation: Operation, m: Tensor, walk: Comparison) -> Tensor:
         places0 = walk.partner(operation).extra[0].flatten(axes[0])
     else:
         dims = operation.args[1] if len(operation.args) > 1 else ()
-        axes = tuple(dim % delta.dim() for dim in ([dims] if isinstance(dims, int) else dims)) or tuple(range(delta.dim()))
+        axes = tuple(dim % delta.dim() for dim in ([dims] if isinstance(dims, int) else dims)) or tuple(
+            range(delta.dim())
+        )
         last = tuple(range(-len(axes), 0))
         rows, x, x0 = (part.movedim(axes, last).flatten(-len(axes)) for part in (delta, value.data, walk.before(value)))
         places, places0 = x.argmax(-1, keepdim=True), x0.argmax(-1, keepdim=True)

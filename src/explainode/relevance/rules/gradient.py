@@ -16,7 +16,20 @@ if TYPE_CHECKING:
 
 aten = torch.ops.aten
 
-RECTIFIERS = ("relu", "leaky_relu", "hardtanh", "elu", "gelu", "silu", "hardswish", "mish", "softplus", "celu", "selu", "threshold")
+RECTIFIERS = (
+    "relu",
+    "leaky_relu",
+    "hardtanh",
+    "elu",
+    "gelu",
+    "silu",
+    "hardswish",
+    "mish",
+    "softplus",
+    "celu",
+    "selu",
+    "threshold",
+)
 
 
 @dataclass(frozen=True)
@@ -66,7 +79,11 @@ class Guided(Gradient):
         if operation.kind == "activation" and operation.name in RECTIFIERS:
             relevance = (_positive(relevance),)
             if operation.name == "relu":
-                return (aten.threshold_backward.grad_input(relevance[0], operation.inputs[0].data, 0, grad_input=relevance[0]),)
+                return (
+                    aten.threshold_backward.grad_input(
+                        relevance[0], operation.inputs[0].data, 0, grad_input=relevance[0]
+                    ),
+                )
         return super().propagate(operation, relevance, walk)
 
 

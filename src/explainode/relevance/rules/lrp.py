@@ -30,7 +30,9 @@ Part = tuple[Tensor, LinearMap | None]  # x or a part of it, and the map by whic
 def check_bias(bias: str) -> None:
     """Raises a UserError unless `bias` is one of `BIASES`."""
     if bias not in BIASES:
-        raise UserError(f"bias must be one of {', '.join(BIASES)}, got {bias!r}; the nearest are {nearest(bias, BIASES)}")
+        raise UserError(
+            f"bias must be one of {', '.join(BIASES)}, got {bias!r}; the nearest are {nearest(bias, BIASES)}"
+        )
 
 
 def joined(parts: list[Part]) -> list[Part]:
@@ -96,7 +98,9 @@ class LinearRule(Rule):
         """The relevance of the input from that of the output."""
         raise NotImplementedError
 
-    def hand_out(self, operation: Linear, R: Tensor, z: Tensor, parts: list[Part], walk: Walk, bias: Tensor | None = None) -> Tensor:
+    def hand_out(
+        self, operation: Linear, R: Tensor, z: Tensor, parts: list[Part], walk: Walk, bias: Tensor | None = None
+    ) -> Tensor:
         """R_i = sum_j q_ij / z_j R_j with the parts' contributions q; `bias` is the bias's own contribution to z."""
         x = operation.inputs[0].data
         if bias is not None and self.bias != "drop":
@@ -105,7 +109,9 @@ class LinearRule(Rule):
         share = hand_back(parts, s, x)
         return self.hand_out_rest(operation, share, s, lost, walk, bias)
 
-    def hand_out_rest(self, operation: Linear, share: Tensor, s: Tensor, lost: Tensor | None, walk: Walk, bias: Tensor | None) -> Tensor:
+    def hand_out_rest(
+        self, operation: Linear, share: Tensor, s: Tensor, lost: Tensor | None, walk: Walk, bias: Tensor | None
+    ) -> Tensor:
         """`share` and, spread evenly, what units without contributions had (`lost`) and what a distributed bias takes of s = R / z."""
         if lost is not None:
             walk.note("spread", operation.output, lost)
@@ -199,7 +205,9 @@ class AlphaBeta(LinearRule):
     def __post_init__(self) -> None:
         super().__post_init__()
         if abs(self.alpha - self.beta - 1) > 1e-9 or self.beta < 0:
-            raise UserError(f"alpha - beta must be 1 with beta >= 0, got {self.alpha} and {self.beta}; try 2 and 1, or 1 and 0")
+            raise UserError(
+                f"alpha - beta must be 1 with beta >= 0, got {self.alpha} and {self.beta}; try 2 and 1, or 1 and 0"
+            )
 
     def share(self, operation: Linear, R: Tensor, walk: Walk) -> Tensor:
         x, b = operation.inputs[0].data, operation.bias
@@ -239,14 +247,18 @@ class Gamma(LinearRule):
         z = operation.output.data if b is None else operation.output.data - b
         sign, s, lost, bias = self._divide(operation, R, z, z_plus)
         if b is not None and bool((s.abs() * b.abs()).sum() > 1000 * R.abs().sum()):
-            sign, s, lost, bias = self._divide(operation, R, operation.map(x), z_plus)  # beside such biases z is mostly rounding
+            sign, s, lost, bias = self._divide(
+                operation, R, operation.map(x), z_plus
+            )  # beside such biases z is mostly rounding
         s_plus, s_minus = split_signs(s, sign)
         share = hand_back(_favored(operation, x, self.gamma, 1), s_plus, x)
         if any(s_minus.aminmax()):  # not before a rectifier
             share += hand_back(_favored(operation, x, self.gamma, -1), s_minus, x)
         return self.hand_out_rest(operation, share, s, lost, walk, bias)
 
-    def _divide(self, operation: Linear, R: Tensor, z: Tensor, z_plus: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    def _divide(
+        self, operation: Linear, R: Tensor, z: Tensor, z_plus: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """Whose sign decides, s = R / sum_i q_ij, the R of units whose sum vanishes, and the bias's contribution."""
         b = operation.bias
         sign = z if self.bias == "drop" else operation.output.data
@@ -321,7 +333,9 @@ class ZBox(LinearRule):
         x, pixels = operation.inputs[0].data, walk.tape.input.data
         box = walk.bounds(operation.inputs[0], torch.full_like(pixels, self.low), torch.full_like(pixels, self.high))
         if box is None:
-            raise UserError(f"the z^B rule at {operation} needs pixels between bounds, and this layer does not see them; use z+ there")
+            raise UserError(
+                f"the z^B rule at {operation} needs pixels between bounds, and this layer does not see them; use z+ there"
+            )
         low, high = box
         A = operation.map  # x a - l a+ - h a- = (x - l) a+ + (x - h) a-
         parts: list[Part] = [(x - low, A.positive), (x - high, A.negative)]

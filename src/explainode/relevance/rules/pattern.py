@@ -44,7 +44,12 @@ class Neurons:
     def of(cls, operation: Linear) -> Neurons:
         weight = _matrix(operation).weight
         per_neuron = torch.zeros_like(_per_neuron(operation, operation.output.data), dtype=torch.float64)
-        return cls(per_neuron, per_neuron.clone(), per_neuron.clone(), *(torch.zeros_like(weight, dtype=torch.float64) for _ in range(2)))
+        return cls(
+            per_neuron,
+            per_neuron.clone(),
+            per_neuron.clone(),
+            *(torch.zeros_like(weight, dtype=torch.float64) for _ in range(2)),
+        )
 
     def add(self, operation: Linear) -> None:
         """What one recorded call saw."""
@@ -100,7 +105,9 @@ class Pattern(Gradient):
         assert R is not None
         matrix, number = _matrix(operation), linear_operations(walk.tape).index(operation)
         if number >= len(self.patterns) or self.patterns[number].shape != matrix.weight.shape:
-            raise UserError(f"the patterns do not fit {operation}: they are of another network; fit the explainer to this one")
+            raise UserError(
+                f"the patterns do not fit {operation}: they are of another network; fit the explainer to this one"
+            )
         pattern = self.patterns[number].to(matrix.weight)
         weight = matrix.weight * pattern if self.attribution else pattern
         return (replace(matrix, weight=weight).transpose(R, operation.inputs[0].data),)
@@ -113,7 +120,9 @@ def _matrix(operation: Linear) -> Convolution | MatrixProduct:
         return found
     if isinstance(found, MatrixProduct) and found.on_left and found.weight.dim() == 2:
         return found
-    raise UserError(f"patterns are known for convolutions and dense layers, not for {operation}; use a relevance method (dtd_z_box)")
+    raise UserError(
+        f"patterns are known for convolutions and dense layers, not for {operation}; use a relevance method (dtd_z_box)"
+    )
 
 
 def _per_neuron(operation: Linear, y: Tensor) -> Tensor:

@@ -168,4 +168,6 @@ def rap(
 
 def _check(word: str, words: tuple[str, ...], name: str) -> None:
     if word not in words:
-        raise UserError(f"{name} must be one of {', '.join(words)}, got {word!r}; the nearest are {nearest(word, words)}")
+        raise UserError(
+            f"{name} must be one of {', '.join(words)}, got {word!r}; the nearest are {nearest(word, words)}"
+        )

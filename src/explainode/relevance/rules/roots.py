@@ -169,7 +169,9 @@ class Inference:
 
     def __post_init__(self) -> None:
         if self.steps < 1 or not self.gamma > 0 or not self.tau > 0:
-            raise UserError(f"steps, gamma and tau must be positive, got {self.steps}, {self.gamma} and {self.tau}; try 20, 1 and 0.5")
+            raise UserError(
+                f"steps, gamma and tau must be positive, got {self.steps}, {self.gamma} and {self.tau}; try 20, 1 and 0.5"
+            )
         _check(self.init, INITS, "init")
         _check(self.step, STEPS, "step")
         _check(self.gradient_constrain, CONSTRAINTS, "gradient_constrain")
@@ -226,7 +228,9 @@ class _LinearRegion:
         self.allowed = inference.tau * size
         self.mean = size / (self.into.data.numel() / walk.tape.batch)
         self.scale = torch.ones_like(size)  # of the step to be tried first
-        self.stuck = torch.zeros_like(size, dtype=torch.bool)  # images whose step was not done: the next would be the same
+        self.stuck = torch.zeros_like(
+            size, dtype=torch.bool
+        )  # images whose step was not done: the next would be the same
 
     def difference(self, z_N: Tensor) -> Tensor:
         """|A^T (sigma'(A N) - sigma'(A x))|, in the shape of x."""
@@ -393,7 +397,9 @@ class EM(Rule):
 
     def __post_init__(self) -> None:
         if self.steps < 1:
-            raise UserError(f"steps must be at least 1, got {self.steps}; 1 is the z+ rule, 2 the recommended sharpening")
+            raise UserError(
+                f"steps must be at least 1, got {self.steps}; 1 is the z+ rule, 2 the recommended sharpening"
+            )
 
     def propagate(self, operation: Operation, relevance: Relevance, walk: Walk) -> Relevance:
         assert isinstance(operation, Linear)
@@ -430,7 +436,9 @@ def signs(R: Tensor, out: Value, walk: Walk) -> list[Tensor]:
     return parts if bool(((up > 0) & (down < 0)).any()) else [R]
 
 
-def hand_to_living(weighted: Tensor, R: Tensor, dead: Tensor, operation: Linear, walk: Walk) -> tuple[Tensor, Tensor | None]:
+def hand_to_living(
+    weighted: Tensor, R: Tensor, dead: Tensor, operation: Linear, walk: Walk
+) -> tuple[Tensor, Tensor | None]:
     """`weighted` relevance of the living neurons, scaled per image so that it adds up to R; and what no neuron of the image can take, or None."""
     out, samples = operation.output, walk.samples
     arrived, living = samples.sum(out, R), samples.sum(out, torch.where(dead, 0.0, weighted))
@@ -467,7 +475,9 @@ def root_inference(
     def rule(unit: str) -> RootInference:
         return RootInference(inference, positive_constrain, second_order, propagation, unit)
 
-    return _first_by_box([Assignment(rule("linear"), position="last"), Assignment(rule("auto"))], low, high, residual, attention, seed)
+    return _first_by_box(
+        [Assignment(rule("linear"), position="last"), Assignment(rule("auto"))], low, high, residual, attention, seed
+    )
 
 
 def dtd_em(
@@ -491,11 +501,15 @@ def dtd_em(
     return _first_by_box([Assignment(EM(steps))], low, high, residual, attention, seed)
 
 
-def _first_by_box(linear: Sequence[Assignment], low: float, high: float, residual: str, attention: str, seed: str) -> Composite:
+def _first_by_box(
+    linear: Sequence[Assignment], low: float, high: float, residual: str, attention: str, seed: str
+) -> Composite:
     first = Assignment(ZBox(low, high), kind="linear", position="first")
     return lrp([first, *linear, Assignment(ZPlus(), kind="average")], residual=residual, attention=attention, seed=seed)
 
 
 def _check(word: str, words: tuple[str, ...], name: str) -> None:
     if word not in words:
-        raise UserError(f"{name} must be one of {', '.join(words)}, got {word!r}; the nearest are {nearest(word, words)}")
+        raise UserError(
+            f"{name} must be one of {', '.join(words)}, got {word!r}; the nearest are {nearest(word, words)}"
+        )

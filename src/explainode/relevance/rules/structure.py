@@ -75,7 +75,10 @@ class Route(Rule):
         if self.constants == "absorb":
             return shares
         elements = sum(value.data.numel() for value in operation.inputs) / walk.tape.batch
-        return tuple(share + walk.samples.spread(value, lost / elements) for value, share in zip(operation.inputs, shares, strict=True))
+        return tuple(
+            share + walk.samples.spread(value, lost / elements)
+            for value, share in zip(operation.inputs, shares, strict=True)
+        )
 
 
 def _has_constants(operation: Operation) -> bool:
@@ -121,8 +124,13 @@ class Split(Rule):
         shapes = [value.data.shape for value in operation.inputs]
         if self.by == "half":
             return tuple(fit(R / 2, shape) for shape in shapes)
-        q_a, q_b = (value.data if sign == 1 else sign * value.data for sign, value in zip(operation.signs, operation.inputs, strict=True))
-        if self.by == "positive" or (self.by == "rectified" and (operation.rectified == "relu" or operation.output.nonnegative)):
+        q_a, q_b = (
+            value.data if sign == 1 else sign * value.data
+            for sign, value in zip(operation.signs, operation.inputs, strict=True)
+        )
+        if self.by == "positive" or (
+            self.by == "rectified" and (operation.rectified == "relu" or operation.output.nonnegative)
+        ):
             q_a, q_b = q_a.clamp(min=0), q_b.clamp(min=0)
         s, neither = divide(R, stabilized(q_a + q_b, self.epsilon))
         shares = [q_a * s, q_b * s]
@@ -190,4 +198,6 @@ class Half(Rule):
 
 def _check(word: str, words: tuple[str, ...], name: str) -> None:
     if word not in words:
-        raise UserError(f"{name} must be one of {', '.join(words)}, got {word!r}; the nearest are {nearest(word, words)}")
+        raise UserError(
+            f"{name} must be one of {', '.join(words)}, got {word!r}; the nearest are {nearest(word, words)}"
+        )
