@@ -9,6 +9,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from made_up_results import make_results  # noqa: F401  (a fixture)
 from torch import nn
 
 from explainode.data.shapes import ShapesData

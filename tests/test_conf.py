@@ -7,10 +7,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from explainode.cli import compose as composing
-from explainode.cli import registry
-from explainode.cli.train import variants
+from explainode import registry
 from explainode.errors import UserError
+from explainode.jobs.train import variants
+from explainode.registry import compose as composing
 
 CONF = Path(__file__).parents[1] / "conf"
 ENTRIES = [(group, name) for group in registry.GROUPS for name in registry.names(group)]
@@ -185,7 +185,7 @@ def test_allowed_targets_do_not_reach_through_to_other_modules():
 
 
 def test_users_may_allow_their_own_package(monkeypatch):
-    monkeypatch.setattr(registry, "_extra_targets", [])
+    monkeypatch.setattr("explainode.registry.targets._extra_targets", [])
     registry.allow_targets(["collections"])
     assert registry.instantiate({"_target_": "collections.Counter"}) == {}
 

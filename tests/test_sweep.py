@@ -8,9 +8,9 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from explainode.cli.compose import compose
 from explainode.cli.main import VERBS
 from explainode.errors import UserError
+from explainode.registry.compose import compose
 
 SWEEP = yaml.safe_load((Path(__file__).parents[1] / "scripts" / "sweep.yaml").read_text(encoding="utf-8"))
 

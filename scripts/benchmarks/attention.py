@@ -15,8 +15,8 @@ import torchvision
 from timing import ratios
 from torch import nn
 
-from explainode.cli.registry import get
 from explainode.explainers.base import count_passes, guard
+from explainode.registry.build import get
 
 METHODS = ["raw_attention", "attention_rollout", "gradient_rollout", "i_vit", "attn_lrp", "cp_lrp", "dtd_z_plus"]
 

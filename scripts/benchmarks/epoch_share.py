@@ -24,10 +24,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from timing import row
 
 from explainode.callbacks.explanations import ExplanationCallback
-from explainode.cli.build import build_network
-from explainode.cli.compose import compose, plain
-from explainode.cli.registry import instantiate
 from explainode.data.cifar10 import CIFAR10Data, CIFAR10Dataset
+from explainode.jobs.networks import build_network
+from explainode.registry.build import instantiate
+from explainode.registry.compose import compose, plain
 
 TARGET = 0.1
 SKIP = 3  # the first steps fill caches

@@ -23,10 +23,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from small_runs import largest_difference, table, train
 
-from explainode.cli.registry import get
 from explainode.data.shapes import ShapesData
 from explainode.evaluation import evaluate
-from explainode.training.ranks import agree_on_largest
+from explainode.ranks import agree_on_largest
+from explainode.registry.build import get
 
 IMAGES = 48  # for each process
 

@@ -104,11 +104,11 @@ def network_costs() -> dict[str, float]:
 
 def explanation_costs(images: int = 4) -> dict[str, float]:
     """Rows through the network per image, for the default explainers and metrics together, and what is stored of them."""
-    from explainode.cli.build import many
-    from explainode.cli.compose import compose, plain
     from explainode.data.shapes import ShapesData
     from explainode.evaluation import evaluate
-    from explainode.report.run import RunDirectory
+    from explainode.jobs.measure import many
+    from explainode.registry.compose import compose, plain
+    from explainode.runs.directory import RunDirectory
 
     settings = plain(compose("train", ["output_dir=unused", "variant=net"]))
     explainers = many(settings, "explainer")

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from explainode.report.run import RunDirectory
+from explainode.runs.directory import RunDirectory
 
 SETTINGS = shlex.split(
     """model.width=16 model.noise.magnitude=0.1 data.size=32 data.batch_size=16 data.train_size=768 data.val_size=513 data.test_size=63

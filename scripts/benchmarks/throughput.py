@@ -33,13 +33,13 @@ from PIL import Image
 from timing import ratios, row
 from torchvision.models import resnet18
 
-from explainode.callbacks.profile import REST, StepProfiler
 from explainode.data.augment import Augment
 from explainode.data.base import BatchLoader
 from explainode.data.batch import Batch
 from explainode.data.image_folder import ImageFolderData
 from explainode.data.pictures import load_picture
 from explainode.training.classifier import Classifier
+from explainode.training.profile import REST, StepProfiler
 
 BATCH = 16
 TARGET = 1.01
@@ -188,8 +188,8 @@ def loop(rounds: int, steps: int = 30) -> None:
     from explainode.callbacks.loggers import wandb_logger
     from explainode.callbacks.progress import Progress
     from explainode.callbacks.random_state import RandomState
-    from explainode.cli.registry import get
     from explainode.data.base import ImageData
+    from explainode.registry.build import get
 
     ready = Ready(steps * 64, 32)
 

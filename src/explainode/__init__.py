@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from explainode.attribution import Explanation as Explanation
-    from explainode.cli.registry import get as get
     from explainode.errors import UserError as UserError
     from explainode.evaluation import evaluate as evaluate
     from explainode.evaluation import explain as explain
     from explainode.evaluation import explain_many as explain_many
     from explainode.explainers.targets import Unit as Unit
+    from explainode.registry.build import get as get
 
 __version__ = "0.1.0"
 __all__ = ["Explanation", "Unit", "UserError", "evaluate", "explain", "explain_many", "get"]
@@ -27,7 +27,7 @@ _HOMES = {
     "Unit": "explainode.explainers.targets",
     "explain": "explainode.evaluation",
     "explain_many": "explainode.evaluation",
-    "get": "explainode.cli.registry",
+    "get": "explainode.registry.build",
 }
 
 

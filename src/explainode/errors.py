@@ -17,3 +17,12 @@ def nearest(name: str, candidates: Iterable[str], count: int = 3) -> str:
     if len(known) <= 8:
         close += [other for other in known if other not in close]
     return ", ".join(close or [*known[:6], "..."])
+
+
+def user_error(error: BaseException | None) -> UserError | None:
+    """The user error behind an exception, also where a library wrapped it."""
+    while error is not None:
+        if isinstance(error, UserError):
+            return error
+        error = error.__cause__
+    return None

@@ -1,4 +1,7 @@
-"""Files that are whole or not there: a crash, a full disk or an interruption leaves what was there before."""
+"""Files that are whole or not there, lines that are whole or not there, and a sentence for the user where the disk refuses.
+
+A crash, a full disk or an interruption leaves what was there before.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
+
+from explainode.errors import UserError
 
 
 @contextmanager
@@ -55,3 +60,69 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+@contextmanager
+def told_in_one_sentence(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusal into a sentence that names the file and what to try.
+
+    Raises:
+        UserError: for any OSError inside.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise UserError(
+            f"cannot write {path}: {reason}; free some space or name another folder (earlier files are untouched)"
+        ) from error
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write `content` in the place of `path`, see `replacing`.
+
+    Raises:
+        UserError: if the folder cannot be made or written.
+    """
+    with told_in_one_sentence(path), replacing(path) as file:
+        file.write(content)
+
+
+def append_lines(path: Path, header: str, lines: str) -> None:
+    """Append whole lines to a table, all or none, and flush them to the disk; a new table begins with `header`.
+
+    Rewriting the table at each epoch would cost the square of its length. So it only grows: a write that fails is cut off again, and what a
+    killed process left of its last line is cut off before the next one.
+
+    Raises:
+        UserError: if the folder or file cannot be written.
+    """
+    if not lines:
+        return
+    if not path.exists():
+        replace_file(path, (header + lines).encode())
+        return
+    with told_in_one_sentence(path), open(path, "r+b", buffering=0) as file:
+        end = _end_of_last_line(file.fileno())
+        file.truncate(end)
+        file.seek(end)
+        content = memoryview((lines if end else header + lines).encode())
+        try:
+            while content:
+                content = content[file.write(content) :]
+            os.fsync(file.fileno())
+        except BaseException:
+            file.truncate(end)
+            raise
+
+
+def _end_of_last_line(descriptor: int, block: int = 65536) -> int:
+    """The position behind the last newline of a file."""
+    end = os.fstat(descriptor).st_size
+    while end:
+        start = max(0, end - block)
+        found = os.pread(descriptor, end - start, start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0

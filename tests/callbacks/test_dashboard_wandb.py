@@ -14,7 +14,7 @@ from explainode.callbacks.dashboard_wandb import Shown, build_report, build_work
 from explainode.cli.main import main
 from explainode.errors import UserError
 from explainode.metrics.results import Results, Row
-from explainode.report.run import RunDirectory
+from explainode.runs.directory import RunDirectory
 
 GOLDEN = Path(__file__).parent / "dashboard.json"
 SHOWN = Shown(

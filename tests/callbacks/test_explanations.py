@@ -20,7 +20,7 @@ from explainode.explainers.gradient import Saliency
 from explainode.explainers.sampling import SmoothGrad
 from explainode.metrics.faithfulness import Deletion
 from explainode.metrics.smoothness import Smoothness
-from explainode.report.run import RunDirectory
+from explainode.runs.directory import RunDirectory
 from explainode.training.checkpoint import latest_checkpoint
 
 

@@ -31,7 +31,7 @@ from explainode.explainers.gradient import InputXGradient, Saliency
 from explainode.metrics.faithfulness import Deletion
 from explainode.metrics.results import Curve, Maps, Results, Row
 from explainode.metrics.smoothness import Smoothness
-from explainode.report.run import RunDirectory
+from explainode.runs.directory import RunDirectory
 from explainode.training.checkpoint import latest_checkpoint
 
 

@@ -13,7 +13,7 @@ from explainode.callbacks import leave
 from explainode.callbacks.interrupt import Interrupt, TrainingInterrupted
 from explainode.callbacks.leave import SafePoints
 from explainode.callbacks.requeue import Requeue
-from explainode.callbacks.signals import PREEMPTIONS, TrainingPreempted, keep, keep_signals, take_signals
+from explainode.signals import PREEMPTIONS, TrainingPreempted, keep, keep_signals, take_signals
 from explainode.training.checkpoint import verify
 
 

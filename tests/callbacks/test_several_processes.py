@@ -22,11 +22,11 @@ from explainode.callbacks.interrupt import Interrupt
 from explainode.callbacks.progress import Progress
 from explainode.callbacks.random_state import RandomState
 from explainode.callbacks.requeue import Requeue
-from explainode.callbacks.signals import TrainingPreempted
 from explainode.data.shapes import ShapesData
 from explainode.explainers.gradient import Saliency
 from explainode.metrics.faithfulness import Deletion
-from explainode.report.run import RunDirectory
+from explainode.runs.directory import RunDirectory
+from explainode.signals import TrainingPreempted
 from explainode.training.checkpoint import AtomicCheckpointIO, load_state
 from explainode.training.classifier import Classifier
 

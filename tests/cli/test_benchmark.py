@@ -21,19 +21,20 @@ from PIL import Image
 from torch import nn
 
 import explainode
-from explainode.cli import grid, registry
+from explainode import registry
 from explainode.cli import main as door
-from explainode.cli.build import correct_images
-from explainode.cli.cells import Cells
-from explainode.cli.compose import compose
-from explainode.cli.subjects import compose_benchmark, with_models
+from explainode.cli.benchmark_words import compose_benchmark, with_models
 from explainode.data.base import ImageData
 from explainode.data.batch import Batch
 from explainode.errors import UserError
 from explainode.evaluation import evaluate
 from explainode.explainers.gradient import Saliency
+from explainode.jobs import grid
+from explainode.jobs.cells import Cells
+from explainode.jobs.images import correct_images
 from explainode.metrics.smoothness import Smoothness
-from explainode.report.run import RunDirectory
+from explainode.registry.compose import compose
+from explainode.runs.directory import RunDirectory
 
 SMALL = ["data=shapes", "data.size=16", "data.train_size=8", "data.val_size=8", "data.test_size=40"]
 EVALUATION = ["evaluation.images=12", "evaluation.batch_size=5", "evaluation.panel=3", "evaluation.device=cpu"]
@@ -79,7 +80,7 @@ def cli(tmp_path, monkeypatch, capsys):
     def run(*more, report=False, base=None):
         with monkeypatch.context() as patch:
             if not report:
-                patch.setattr("explainode.cli.train.finish", lambda folder: None)
+                patch.setattr("explainode.cli.benchmark.finish", lambda folder: None)
             status = door.main(["benchmark", *(words(tmp_path) if base is None else base), *more])
         out = capsys.readouterr()
         return status, out.out, out.err
@@ -99,7 +100,7 @@ def evaluations(monkeypatch):
         return evaluate(model, explainers, metrics, *arguments, **options)
 
     noted.calls, noted.stop_at = calls, 0
-    monkeypatch.setattr("explainode.evaluation.evaluate", noted)
+    monkeypatch.setattr("explainode.jobs.benchmark.evaluate", noted)
     return noted
 
 
@@ -273,7 +274,7 @@ def test_cells_hold_what_evaluate_finds(cli):
 
 
 def test_clean_and_baseline_outputs_are_computed_once_for_all_explainers(cli, monkeypatch):
-    from explainode.cli import build
+    from explainode.jobs import benchmark
 
     made = []
 
@@ -287,8 +288,8 @@ def test_clean_and_baseline_outputs_are_computed_once_for_all_explainers(cli, mo
             self.rows += len(x)
             return self.inner(x)
 
-    original = build.build_network
-    monkeypatch.setattr(build, "build_network", lambda settings: Counted(original(settings)))
+    original = benchmark.build_network
+    monkeypatch.setattr(benchmark, "build_network", lambda settings: Counted(original(settings)))
     more = ["metric=[deletion]", "metric.deletion.points=6", "evaluation.panel=12"]  # nothing to draw beside the panel
     assert cli("explainer=[saliency]", *more, "run_dir=a")[0] == 0
     assert cli("explainer=[saliency,input_x_gradient,random_map]", *more, "run_dir=b")[0] == 0
@@ -352,7 +353,7 @@ def test_a_termination_is_an_interruption(cli, monkeypatch):
         return evaluate(*arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr("explainode.evaluation.evaluate", terminated)
+        patch.setattr("explainode.jobs.benchmark.evaluate", terminated)
         status, _, err = cli("explainer=[saliency]", "metric=[smoothness]", "run_dir=run")
     assert status == 130 and "interrupted" in err and signal.getsignal(signal.SIGTERM) is before
     assert {row.model for row in RunDirectory("run").read_results().rows} == {"one"}
@@ -463,7 +464,7 @@ def test_a_cell_that_cannot_be_written_leaves_nothing_and_stops_the_work(cli, mo
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("explainode.cli.cells.os.rename", full)
+        patch.setattr("explainode.jobs.cells.os.rename", full)
         status, _, err = cli("explainer=[saliency]", "metric=[smoothness]", "run_dir=run")
     assert status == 2 and "cannot write" in err and "no space left on device" in err
     assert len(evaluations.calls) == 1, "nothing more is computed that could not be kept"

@@ -11,7 +11,7 @@ import pytest
 
 from explainode.cli import main as door
 from explainode.metrics.results import Results, Row
-from explainode.report.run import RunDirectory
+from explainode.runs.directory import RunDirectory
 
 N = 24
 

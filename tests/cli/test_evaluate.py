@@ -9,9 +9,9 @@ import yaml
 
 import explainode
 from explainode.cli import main as door
-from explainode.cli.evaluate import run_networks, run_teachers
 from explainode.errors import UserError
 from explainode.explainers.adjoint import kappa
+from explainode.jobs.networks import run_networks, run_teachers
 from explainode.models.weights import load_weights
 
 TEACHER = {
@@ -59,7 +59,8 @@ def run(tmp_path):
 
 def both(settings):
     networks = run_networks(settings)
-    return networks, run_teachers(settings, networks)
+    said = []
+    return networks, run_teachers(settings, networks, said.append), said
 
 
 def settings_of(run, **model):
@@ -75,7 +76,7 @@ def settings_of(run, **model):
 
 def test_the_teacher_comes_back_with_its_surrogate(run):
     _, teacher, surrogate, batch, _ = run
-    networks, teachers = both(settings_of(run))
+    networks, teachers, _ = both(settings_of(run))
     with torch.no_grad():
         assert torch.equal(teachers["ode"](batch.image), teacher(batch.image))
         assert torch.equal(networks["ode"](batch.image), surrogate(batch.image))
@@ -83,7 +84,7 @@ def test_the_teacher_comes_back_with_its_surrogate(run):
 
 def test_a_checkpoint_that_was_named_has_its_teacher_too(run):
     settings = settings_of(run) | {"checkpoint": str(run[0] / "checkpoints" / "ode" / "last.ckpt")}
-    networks, teachers = both(settings)
+    networks, teachers, _ = both(settings)
     assert list(networks) == list(teachers) == ["ode@last"]
 
 
@@ -94,11 +95,11 @@ def test_other_networks_have_no_teacher(run):
     assert both(settings_of(run))[1] == {}
 
 
-def test_a_teacher_whose_file_is_gone_is_said_to_be(run, capsys):
+def test_a_teacher_whose_file_is_gone_is_said_to_be(run):
     Path(run[-1]["model"]["teacher"]["weights"]).unlink()
-    networks, teachers = both(settings_of(run))
+    networks, teachers, (sentence,) = both(settings_of(run))
     assert list(networks) == ["ode"] and teachers == {}
-    assert "the gap to the teacher is not measured" in capsys.readouterr().err
+    assert "the gap to the teacher is not measured" in sentence
 
 
 def test_a_file_that_was_named_for_it_must_be_there_and_be_its_teachers(run, tmp_path):

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from explainode.callbacks.signals import TrainingInterrupted
 from explainode.cli import launch
-from explainode.cli.compose import compose, compose_launcher
 from explainode.cli.main import main
-from explainode.cli.train import _Points
+from explainode.cli.points import Points
 from explainode.errors import UserError
+from explainode.registry import devices
+from explainode.registry.compose import compose, compose_launcher
+from explainode.signals import TrainingInterrupted
 
 TINY = [
     "trainer.max_epochs=1",
@@ -48,7 +49,7 @@ FAST = [
     ],
 )
 def test_devices_are_counted_however_they_are_written(settings, count):
-    assert launch.count_devices(OmegaConf.create(settings)) == launch.count_devices(settings) == count
+    assert devices.count_devices(OmegaConf.create(settings)) == devices.count_devices(settings) == count
 
 
 def test_all_gpus_are_several_devices(monkeypatch):
@@ -102,7 +103,7 @@ def test_jobs_are_made_of_the_trainer():
     from hydra import compose as hydra_compose
     from hydra import initialize_config_module
 
-    from explainode.cli.compose import CONFIG_MODULE, register_resolvers
+    from explainode.registry.compose import CONFIG_MODULE, register_resolvers
 
     register_resolvers()
     words = [
@@ -118,13 +119,13 @@ def test_jobs_are_made_of_the_trainer():
     assert (job.tasks_per_node, job.nodes, job.gpus_per_node, job.name) == (4, 2, 4, "x")
     assert job.max_num_timeout == 20 and job.additional_parameters.requeue is True
     assert job.srun_args[:3] == ["--kill-on-bad-exit=1", "env", "--block-signal=USR1"]
-    assert launch.gpus_of("cpu", 4) is None and launch.gpus_of("auto", 4) is None
+    assert devices.gpus_of("cpu", 4) is None and devices.gpus_of("auto", 4) is None
 
 
-@pytest.mark.parametrize("devices", ["auto", -1, "0,1", True])
-def test_a_job_needs_a_number_of_tasks(devices):
+@pytest.mark.parametrize("asked", ["auto", -1, "0,1", True])
+def test_a_job_needs_a_number_of_tasks(asked):
     with pytest.raises(UserError, match="give a number"):
-        launch.ranks_of(devices)
+        devices.ranks_of(asked)
 
 
 def test_the_launcher_may_come_from_anywhere():
@@ -149,14 +150,14 @@ def test_the_first_reason_of_a_failure_is_kept(tmp_path):
 
 
 def test_a_sweep_over_the_number_of_devices_is_refused_where_it_matters(tmp_path, capsys):
-    points = _Points(sweeps=True, launcher="basic", config_folders=[])
+    points = Points(sweeps=True, launcher="basic", config_folders=[])
     points.train(compose("train", ["trainer=ddp_sim", f"output_dir={tmp_path}/1"]))
     assert "needs a launcher that starts the ranks" in (tmp_path / "1" / "failure.txt").read_text()
     assert points.status(tmp_path) == 1 and f"{tmp_path}/1: a sweep of runs" in capsys.readouterr().err
 
 
 def test_who_stops_a_point_means_the_sweep(tmp_path):
-    points = _Points(sweeps=True, launcher="basic", config_folders=[])
+    points = Points(sweeps=True, launcher="basic", config_folders=[])
     points.left = TrainingInterrupted()
     points.train(compose("train", [f"output_dir={tmp_path}/1"]))
     assert not (tmp_path / "1").exists() and points.status(tmp_path) == 130

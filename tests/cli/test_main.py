@@ -8,8 +8,8 @@ import pytest
 from explainode import __version__
 from explainode.cli import main as door
 from explainode.cli.completion import candidates
-from explainode.cli.explain import class_index
 from explainode.errors import UserError
+from explainode.jobs.pictures import class_index
 
 
 @pytest.fixture

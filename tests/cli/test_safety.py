@@ -12,7 +12,7 @@ from PIL import Image
 
 from explainode.cli.main import main
 from explainode.explainers.gradient import Saliency
-from explainode.report.run import RunDirectory
+from explainode.runs.directory import RunDirectory
 from explainode.training.checkpoint import latest_checkpoint, load_state
 
 TINY = (

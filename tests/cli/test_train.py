@@ -6,7 +6,7 @@ import sys
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EMAWeightAveraging, WeightAveraging
 
-from explainode.cli.train import averaging_last
+from explainode.jobs.train import averaging_last
 from explainode.training.precision import native_bf16
 
 SMALL = ["trainer=debug", "trainer.max_epochs=1", "data.size=32", "evaluation.images=2", "module.scheduler=null"]

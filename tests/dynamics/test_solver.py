@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from explainode.cli.registry import get, load, names
 from explainode.dynamics.controller import Controller
 from explainode.dynamics.failure import NonFiniteState, SolverError, StepUnderflow, TooManySteps
 from explainode.dynamics.solver import RungeKutta
 from explainode.dynamics.tableau import DOPRI5, TABLEAUS, Tableau
 from explainode.dynamics.torch_diff_eq import TorchDiffEq
 from explainode.errors import UserError
+from explainode.registry.build import get
+from explainode.registry.entries import load, names
 
 
 class Network(nn.Module):

@@ -10,7 +10,6 @@ from torchvision.models import resnet18
 from torchvision.models.swin_transformer import SwinTransformer
 from torchvision.models.vision_transformer import VisionTransformer
 
-from explainode.cli.registry import get
 from explainode.errors import UserError
 from explainode.explainers.attention import (
     Attention,
@@ -26,6 +25,7 @@ from explainode.explainers.attention import (
     with_residual,
 )
 from explainode.explainers.base import count_passes, guard
+from explainode.registry.build import get
 from explainode.relevance.composite import Composite
 from explainode.relevance.tape import record
 from explainode.relevance.walk import Walk, one_hot

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import nn
 
-from explainode.cli.registry import get
 from explainode.dynamics.solver import RungeKutta
 from explainode.evaluation import in_batches
 from explainode.explainers.attention import IViT
@@ -18,6 +17,7 @@ from explainode.explainers.deeplift import DeepSHAP
 from explainode.explainers.score_cam import GroupCAM
 from explainode.models.neural_ode import NeuralODE
 from explainode.randomness import noise_scope
+from explainode.registry.build import get
 
 CONF = Path(__file__).parents[2] / "conf" / "explainer"
 NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))

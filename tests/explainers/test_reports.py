@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from explainode.cli.registry import get
 from explainode.errors import UserError
 from explainode.evaluation import evaluate, explain, in_batches
 from explainode.explainers.base import Explainer, count_passes, guard, pass_limit
@@ -18,6 +17,7 @@ from explainode.explainers.passes import collect_reports, each_copy, in_passes, 
 from explainode.explainers.relevance import record_logits, walk_back
 from explainode.explainers.sampling import SmoothGrad
 from explainode.randomness import noise_scope
+from explainode.registry.build import get
 
 LOSSES = {"relevance_absorbed", "relevance_spread"}
 ROOTS = {"root_residual", "root_output", "root_gradient_mse"}

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import explainode
-from explainode.cli import registry
+from explainode import registry
 from explainode.data.voc2012 import CLASS_NAMES
 from explainode.errors import UserError
 from explainode.explainers.gradient import Saliency

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from explainode.cli.registry import get
 from explainode.explainers.guard import guard
+from explainode.registry.build import get
 from explainode.relevance.composite import Composite
 from explainode.relevance.tape import record
 from explainode.relevance.walk import Walk, seed

@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from explainode.cli.registry import get
 from explainode.errors import UserError
 from explainode.explainers.agf import AGF
 from explainode.explainers.guard import guard
 from explainode.models.resnet import cifar_resnet
+from explainode.registry.build import get
 from explainode.relevance.rules.agf import Absolute, Factorization, Streams, agf, nearer, shift, softmax_contrast
 from explainode.relevance.rules.roots import EM
 from explainode.relevance.tape import record

@@ -10,9 +10,9 @@ from torch.nn import functional as F
 from torchvision.models.swin_transformer import SwinTransformer
 from torchvision.models.vision_transformer import VisionTransformer
 
-from explainode.cli.registry import get
 from explainode.errors import UserError
 from explainode.explainers.base import guard
+from explainode.registry.build import get
 from explainode.relevance.composite import Assignment, Composite
 from explainode.relevance.composites import backpropagation
 from explainode.relevance.rule import Rule

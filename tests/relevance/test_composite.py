@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from explainode.cli import registry
+from explainode import registry
 from explainode.errors import UserError
 from explainode.explainers.guard import guard
 from explainode.explainers.relevance import Relevance

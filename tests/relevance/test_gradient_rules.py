@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from captum.attr import Deconvolution, GuidedBackprop, GuidedGradCam
 from torch import Tensor, nn
 
-from explainode.cli.registry import get
 from explainode.explainers.full_grad import FullGrad, keeping_sum
 from explainode.explainers.guard import guard
+from explainode.registry.build import get
 
 TARGET = torch.tensor([0, 3, 1])
 

@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from explainode.cli.registry import get
 from explainode.errors import UserError
 from explainode.evaluation import in_batches
 from explainode.explainers.pattern import PatternAttribution, PatternNet
+from explainode.registry.build import get
 from explainode.relevance.rules.pattern import Neurons, linear_operations
 from explainode.relevance.tape import record
 

@@ -5,11 +5,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from explainode.cli.registry import get
 from explainode.errors import UserError
 from explainode.explainers.base import guard
 from explainode.models.resnet import cifar_resnet
 from explainode.models.vgg import small_vgg
+from explainode.registry.build import get
 from explainode.relevance.rules.lrp import ZBox
 from explainode.relevance.rules.rap import ImageBox, RelativeAttribution, rap
 from explainode.relevance.tape import record

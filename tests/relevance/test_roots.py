@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from explainode.cli.registry import get
 from explainode.errors import UserError
 from explainode.evaluation import explain
 from explainode.explainers.base import guard
 from explainode.models.resnet import cifar_resnet
 from explainode.models.vgg import small_vgg
+from explainode.registry.build import get
 from explainode.relevance.composite import Assignment, Composite
 from explainode.relevance.composites import lrp
 from explainode.relevance.operations import Linear

@@ -18,8 +18,8 @@ from explainode.errors import UserError
 from explainode.metrics.results import Results
 from explainode.report.comparisons import final_rows
 from explainode.report.exports import latex, results_to_latex, write_exports
-from explainode.report.run import RunDirectory, final
-from explainode.report.wording import plus_minus
+from explainode.runs.directory import RunDirectory, final
+from explainode.wording import plus_minus
 
 Build = Callable[..., Results]
 REAL = {"saliency", "ig", "smoothgrad", "gradcam"}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from explainode.errors import UserError
-from explainode.report.files import append_lines, replace_file
+from explainode.files import append_lines, replace_file
 
 
 @pytest.mark.parametrize("failing", ["fsync", "replace"])

@@ -18,8 +18,8 @@ from explainode.errors import UserError
 from explainode.metrics.results import Results
 from explainode.report.html import render, write_report
 from explainode.report.markup import Markup, join, tag
-from explainode.report.run import RunDirectory
-from explainode.report.wording import number
+from explainode.runs.directory import RunDirectory
+from explainode.wording import number
 
 Build = Callable[..., Results]
 NASTY = "<img onerror=x>.jpg"

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from explainode.metrics.results import Results
 from explainode.report.tables import is_marked, print_results, results_to_json, results_to_markdown, table_lines
-from explainode.report.wording import arrow, enumerate_words, interval, number, p_phrase, p_value, percent, signed
+from explainode.wording import arrow, enumerate_words, interval, number, p_phrase, p_value, percent, signed
 
 Build = Callable[..., Results]
 

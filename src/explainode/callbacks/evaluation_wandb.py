@@ -13,7 +13,7 @@ from explainode.callbacks.artifacts_wandb import log_files
 from explainode.callbacks.loggers import finish, wandb_logger
 from explainode.callbacks.panels_wandb import pictures, points
 from explainode.metrics.results import Results
-from explainode.report.run import RunDirectory
+from explainode.runs.directory import RunDirectory
 
 TABLES = ("config.yaml", "versions.yaml", "classes.txt", "metrics.csv", "per_image.csv", "curves.csv", "report.html")
 

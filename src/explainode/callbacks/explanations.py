@@ -22,7 +22,7 @@ from explainode.evaluation import evaluate
 from explainode.explainers.base import Explainer
 from explainode.metrics.base import ExplanationMetric
 from explainode.metrics.results import Results
-from explainode.report.run import RunDirectory
+from explainode.runs.directory import RunDirectory
 
 _PROBE = 2  # images explained to learn the cost; where many are affordable, a second probe separates what is paid per image from what is paid once
 _TOLERANCE = 1.5  # times the budget before the clock complains: a shared machine is that uneven

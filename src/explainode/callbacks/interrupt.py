@@ -7,7 +7,7 @@ import sys
 from types import FrameType
 
 from explainode.callbacks.leave import Leave
-from explainode.callbacks.signals import TrainingInterrupted
+from explainode.signals import TrainingInterrupted
 
 
 class Interrupt(Leave):

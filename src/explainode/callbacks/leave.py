@@ -11,8 +11,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
 
-from explainode.callbacks.signals import TrainingLeft
-from explainode.training.ranks import agree_on_largest
+from explainode.ranks import agree_on_largest
+from explainode.signals import TrainingLeft
 
 
 class Leave(Callback):

@@ -9,7 +9,7 @@ from typing import Any, TextIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 
-from explainode.callbacks.ticker import Ticker
+from explainode.ticker import Ticker
 
 _REFRESH = 0.2  # seconds between two looks of the line on a terminal
 

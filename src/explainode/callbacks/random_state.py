@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from explainode.training.ranks import gather_ranks, of_rank
+from explainode.ranks import gather_ranks, of_rank
 
 
 def capture() -> dict[str, Any]:

@@ -1,11 +1,11 @@
-"""The machine is needed elsewhere: finish the batch, save, leave. A SLURM job then goes back into the queue (`explainode.cli.slurm`)."""
+"""The machine is needed elsewhere: finish the batch, save, leave. A SLURM job then goes back into the queue (`explainode.jobs.slurm`)."""
 
 from __future__ import annotations
 
 from lightning.pytorch import LightningModule, Trainer
 
 from explainode.callbacks.leave import Leave
-from explainode.callbacks.signals import PREEMPTIONS, TrainingPreempted, keep, take_signals
+from explainode.signals import PREEMPTIONS, TrainingPreempted, keep, take_signals
 
 
 class Requeue(Leave):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from explainode.report.files import replace_file
+from explainode.files import replace_file
 
 _TOKEN = "wandb-data/run-token.txt"
 

@@ -32,10 +32,10 @@ def run(arguments: Sequence[str]) -> int:
     if not arguments or "-h" in arguments or "--help" in arguments:
         print(HELP)
         return 0 if arguments else 2
-    from explainode.cli.compose import run_id
-    from explainode.cli.train import finish
-    from explainode.report.merge import match_accuracy, merge_runs
-    from explainode.report.run import RunDirectory
+    from explainode.cli.finish import finish
+    from explainode.registry.compose import run_id
+    from explainode.runs.directory import RunDirectory
+    from explainode.runs.merge import match_accuracy, merge_runs
 
     words = list(arguments)
     output = _free(Path(f"runs/compare/{run_id()}"))
@@ -74,8 +74,8 @@ def _sources(folders: Sequence[Path], alone: bool) -> tuple[list, list[str]]:
     Raises:
         UserError: if there are fewer than two runs, or two have one name.
     """
-    from explainode.report.merge import name_runs
-    from explainode.report.sweep import is_sweep, read_sweep
+    from explainode.runs.merge import name_runs
+    from explainode.runs.sweep import is_sweep, read_sweep
 
     sweeps = {folder: read_sweep(folder) for folder in folders if is_sweep(folder)}
     runs = [folder for folder in folders if folder not in sweeps]
@@ -106,7 +106,7 @@ def _check_output(output: Path, folders: Sequence[Path]) -> None:
 
 def _class_names(folders: Sequence[Path]) -> list[str]:
     """The names of the classes, where the runs that have any agree."""
-    from explainode.report.run import RunDirectory
+    from explainode.runs.directory import RunDirectory
 
     found = [names for folder in folders if (names := RunDirectory(folder).read_class_names())]
     return found[0] if found and all(names == found[0] for names in found) else []

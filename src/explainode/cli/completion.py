@@ -48,7 +48,7 @@ def run(arguments: Sequence[str]) -> int:
 def candidates(line: str) -> list[str]:
     """The words that could stand where the line `explainode VERB ... wor` breaks off."""
     from explainode.cli.main import VERBS
-    from explainode.cli.registry import GROUPS
+    from explainode.registry.entries import GROUPS
 
     words = line.split()
     begun = not line.endswith(" ")
@@ -69,7 +69,7 @@ def _settings(config_name: str, words: list[str]) -> list[str]:
     from hydra._internal.core_plugins.bash_completion import BashCompletion
     from hydra.core.global_hydra import GlobalHydra
 
-    from explainode.cli.compose import CONFIG_MODULE, register_resolvers
+    from explainode.registry.compose import CONFIG_MODULE, register_resolvers
 
     register_resolvers()
     GlobalHydra.instance().clear()

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from explainode.cli.heartbeat import Heartbeat
 from explainode.errors import UserError
+from explainode.heartbeat import Heartbeat
 
 if TYPE_CHECKING:
     from explainode.callbacks.dashboard_wandb import Shown
@@ -45,7 +45,7 @@ def run(arguments: Sequence[str]) -> int:
     with Heartbeat("starting"):
         from explainode.callbacks.dashboard_wandb import build_report, build_workspace, specification
         from explainode.callbacks.wandb_login import logged_in
-        from explainode.report.files import replace_file
+        from explainode.files import replace_file
 
         shown = _shown([Path(word) for word in options["--from"]])
         workspace = build_workspace(project, entity, shown)
@@ -99,11 +99,11 @@ def _shown(runs: Sequence[Path]) -> Shown:
     from explainode.callbacks.dashboard_wandb import Shown
 
     if not runs:
-        from explainode.cli.compose import compose
+        from explainode.registry.compose import compose
 
         config = compose("train", [])
         return Shown(tuple(map(str, config.explainer)), tuple(map(str, config.metric)))
-    from explainode.report.run import RunDirectory
+    from explainode.runs.directory import RunDirectory
 
     rows = []
     for folder in runs:

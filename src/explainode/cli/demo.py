@@ -6,8 +6,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from explainode.cli.build import run_config
 from explainode.errors import UserError
+from explainode.jobs.networks import run_config
 
 HELP = """explainode demo [settings]
 

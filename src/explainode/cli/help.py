@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from explainode.cli.registry import GROUPS, conf_folder, names
+from explainode.registry.entries import GROUPS, conf_folder, names
 
 
 def verb_help(verb: str, examples: Sequence[str], flags: Sequence[str] = ()) -> str:

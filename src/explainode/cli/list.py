@@ -6,8 +6,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from explainode.cli.registry import GROUPS, describe, names
 from explainode.errors import UserError
+from explainode.registry.entries import GROUPS, describe, names
 
 HELP = """explainode list [GROUP] [--json]
 

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from explainode.callbacks.signals import keep_signals
 from explainode.cli.quiet import quiet_libraries
-from explainode.errors import UserError, nearest
+from explainode.errors import UserError, nearest, user_error
+from explainode.signals import keep_signals
 
 VERB = "EXPLAINODE_VERB"  # the environment variable that tells ranks started by Lightning which verb they belong to
 VERBS = {
@@ -101,7 +101,7 @@ def _with_config_folders(words: list[str]) -> list[str]:
     """The words without `--config-dir FOLDER`; what the folder's entries name is imported from the working directory."""
     words = [part for word in words for part in (word.split("=", 1) if word.startswith("--config-dir=") else [word])]
     while "--config-dir" in words:
-        from explainode.cli.registry import add_config_folder
+        from explainode.registry.entries import add_config_folder
 
         at = words.index("--config-dir")
         if at + 1 == len(words):
@@ -111,12 +111,3 @@ def _with_config_folders(words: list[str]) -> list[str]:
             sys.path.insert(0, os.getcwd())
         del words[at : at + 2]
     return words
-
-
-def user_error(error: BaseException | None) -> UserError | None:
-    """The user error behind an exception, also where a library wrapped it."""
-    while error is not None:
-        if isinstance(error, UserError):
-            return error
-        error = error.__cause__
-    return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from explainode.report.run import RunDirectory
+from explainode.runs.directory import RunDirectory
 
 
 def record_evaluation(settings: Mapping[str, Mapping[str, Any]], folder: RunDirectory) -> None:

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from explainode.cli.heartbeat import Heartbeat
 from explainode.errors import UserError
+from explainode.heartbeat import Heartbeat
 
 if TYPE_CHECKING:
     from explainode.callbacks.wandb_records import RunFile

@@ -1,1 +1,1 @@
-"""What people look at: run directories, colors, panels, curves, verdicts, tables and the self-contained report."""
+"""What people look at: colors, panels, curves, verdicts, tables and the self-contained report."""

@@ -10,7 +10,7 @@ import numpy as np
 from explainode.metrics.results import Key, Results, Row
 from explainode.metrics.statistics import holm, paired_comparison
 from explainode.report.board import is_control
-from explainode.report.run import final
+from explainode.runs.directory import final
 
 LEVEL = 0.05
 HEADLINES = (

@@ -13,7 +13,7 @@ import numpy as np
 from explainode.metrics.results import Curve, Key, Results, Row
 from explainode.report.board import is_control
 from explainode.report.comparisons import final_rows, is_primary, model_names
-from explainode.report.wording import arrow
+from explainode.wording import arrow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,15 +7,15 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from explainode.errors import UserError
+from explainode.files import replace_file
 from explainode.metrics.results import Results, Row
 from explainode.report.board import is_control
 from explainode.report.comparisons import final_rows, is_primary, model_names
-from explainode.report.files import replace_file
 from explainode.report.rank_figure import rank_figure, standalone
-from explainode.report.run import RunDirectory, file_part, final
 from explainode.report.standing import standing
 from explainode.report.tables import best_keys, results_to_markdown
-from explainode.report.wording import percent, plus_minus
+from explainode.runs.directory import RunDirectory, file_part, final
+from explainode.wording import percent, plus_minus
 
 COLUMNS = 4  # metrics of one table that fit a page's width
 ESCAPES = {

@@ -12,7 +12,7 @@ from explainode.metrics.statistics import bootstrap_interval
 from explainode.report.board import is_control
 from explainode.report.comparisons import final_rows, is_primary, model_names, pool
 from explainode.report.curves import INK, SERIES, axes_grid, to_svg
-from explainode.report.wording import arrow, enumerate_words, percent
+from explainode.wording import arrow, enumerate_words, percent
 
 SENSITIVITY = ("max_sensitivity", "mean_sensitivity", "local_lipschitz", "expansion_ratio", "total_attribution_change")
 MOST_LABELS = 12

@@ -10,19 +10,19 @@ from typing import Any
 import yaml
 
 from explainode.errors import UserError
+from explainode.files import replace_file
 from explainode.metrics.results import Results
 from explainode.report.board import Board, make_board
 from explainode.report.comparisons import final_rows, model_names
 from explainode.report.curves import curve_figure, curve_metrics, finite_curves, repeated, trend_figure
-from explainode.report.files import replace_file
 from explainode.report.front import accuracy_front
 from explainode.report.html_panels import pictures_section
 from explainode.report.html_standing import agreement_section, front_section, prior_section, ranks_section
 from explainode.report.html_tables import glance, metrics_section, model_tiles
 from explainode.report.markup import Markup, join, tag
-from explainode.report.run import RunDirectory
 from explainode.report.standing import standing
 from explainode.report.verdict import judge
+from explainode.runs.directory import RunDirectory
 
 CURVE_FIGURES = 4
 WARNINGS_SHOWN = 12

@@ -23,7 +23,7 @@ from explainode.report.standing import (
     rank_stability,
     standing_sentence,
 )
-from explainode.report.wording import arrow, correlation, enumerate_words, interval, number, p_phrase, percent
+from explainode.wording import arrow, correlation, enumerate_words, interval, number, p_phrase, percent
 
 FEW_MODELS = 3  # that stand open
 RANKS_NOTE = (

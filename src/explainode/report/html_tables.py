@@ -12,7 +12,7 @@ from explainode.report.comparisons import Comparison, final_rows, headline_metri
 from explainode.report.markup import Markup, join, tag
 from explainode.report.tables import Line, is_marked, table_lines
 from explainode.report.verdict import Verdict
-from explainode.report.wording import arrow, interval, number, p_phrase, percent, signed
+from explainode.wording import arrow, interval, number, p_phrase, percent, signed
 
 OPEN_LINES = 60  # of the table of headlines; what is beyond is folded away
 OPEN_CELLS = 120  # of all glances: above, those beyond the first are folded away

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from explainode.metrics.ranks import Ranks
 from explainode.report.board import is_control
 from explainode.report.markup import Markup, tag
-from explainode.report.wording import number
+from explainode.wording import number
 
 SPAN, LINE = 360, 17  # width of the axis, height of a name's row
 LONGEST, CHARACTER = 28, 7.2  # characters of a name, whose whole is its title, and the width of one

@@ -15,7 +15,7 @@ from explainode.metrics.results import Results, Row
 from explainode.metrics.statistics import kendall_matrix
 from explainode.report.board import is_control
 from explainode.report.comparisons import FAITHFUL, final_rows, is_primary
-from explainode.report.wording import correlation, enumerate_words, number, p_phrase
+from explainode.wording import correlation, enumerate_words, number, p_phrase
 
 FEWEST = 3  # explainers, controls aside: fewer need no ranking
 NAMED = 3  # pairs of metrics that a sentence names

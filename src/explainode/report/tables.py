@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from explainode.metrics.results import Results, Row
 from explainode.report.board import is_control
 from explainode.report.comparisons import Comparison, compare_models, final_rows, is_primary, model_names
-from explainode.report.wording import arrow, interval, number, p_value
+from explainode.wording import arrow, interval, number, p_value
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -19,8 +19,8 @@ from explainode.report.comparisons import (
     model_names,
 )
 from explainode.report.front import ACCURACY_GAP
-from explainode.report.merge import is_chosen
-from explainode.report.wording import enumerate_words, interval, number, p_phrase, percent, signed
+from explainode.runs.merge import is_chosen
+from explainode.wording import enumerate_words, interval, number, p_phrase, percent, signed
 
 FEW_IMAGES = 20
 FLOOR_SHARE = 0.5  # of the fresh-noise sensitivity: above it, mostly the noise was measured

@@ -18,8 +18,8 @@ from explainode.data.batch import Batch
 from explainode.dynamics.noise import Noise
 from explainode.errors import UserError
 from explainode.randomness import noise_scope
+from explainode.ranks import gather_ranks, of_rank
 from explainode.training.conditioning import DepthConditioning, freeze_batchnorm
-from explainode.training.ranks import gather_ranks, of_rank
 
 _TOTALS = ("total_steps", "T_max", "total_iters")  # what schedules call their length
 

@@ -1,0 +1,208 @@
+"""Training as a configuration says: every variant, then all of them measured on the same images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch import seed_everything
+from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from explainode.errors import UserError
+from explainode.jobs.images import build_data, count_classes, select_images
+from explainode.jobs.measure import measure
+from explainode.jobs.networks import build_network
+from explainode.jobs.slurm import check_tasks, cluster_plugins, was_requeued
+from explainode.ranks import rank_and_size
+from explainode.registry.build import check_parameters, instantiate
+from explainode.registry.compose import plain
+from explainode.registry.devices import count_devices
+from explainode.runs.directory import RunDirectory
+from explainode.signals import TrainingInterrupted, at_once
+from explainode.training.checkpoint import AtomicCheckpointIO, latest_checkpoint, resume_path
+from explainode.training.precision import slow_precision
+from explainode.training.profile import StepProfiler
+
+
+@dataclass
+class Training:
+    """A training that came to its end, or to the user's.
+
+    Attributes:
+        folder: where everything lies; settings: of each variant, by the name in tables, also of the one that was interrupted.
+        interrupted: by the user; nothing was measured then.
+    """
+
+    folder: RunDirectory
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    interrupted: TrainingInterrupted | None = None
+
+
+def prepare(config: DictConfig) -> tuple[Any, dict[str, Any]]:
+    """The data and the plain settings of a training, checked before anything is trained.
+
+    Raises:
+        UserError: for settings that do not fit, or data that is not there.
+    """
+    data = build_data(config)
+    data.dataset("train")
+    if not data.num_classes:
+        raise UserError("training needs labels, and this data has none; sort the pictures into one folder per class")
+    count_classes(config, data)
+    settings = plain(config)
+    select_images(settings["evaluation"], data)
+    check_parameters(
+        {key: settings[key] for key in ("model", "module", "trainer", "explainer", "metric", "callback", "logger")}
+    )
+    check_tasks(count_devices(settings["trainer"]), settings["trainer"].get("num_nodes", 1))
+    return data, settings
+
+
+def train(config: DictConfig, data: Any, settings: Mapping[str, Any], say: Callable[[str], None]) -> Training:
+    """Train every variant of a configuration, measure all of them on the same images.
+
+    Args:
+        data, settings: what `prepare` made of the configuration.
+        say: told what a distilled surrogate is worth, by the first rank.
+
+    Raises:
+        UserError: if the run directory holds a run of other settings.
+        TrainingPreempted: if the machine is needed elsewhere.
+    """
+    folder = RunDirectory(Path(settings["output_dir"]))
+    check_same_run(folder, settings)
+    folder.write_config({**settings, "image_size": data.image_size})
+    folder.write_class_names(data.class_names)
+    training = Training(folder)
+    networks: dict[str, Any] = {}
+    teachers: dict[str, Any] = {}
+    for variant in variants(config):
+        name = variant.variant
+        training.settings[name] = plain(variant)
+        try:
+            module = fit(training.settings[name], folder)
+        except TrainingInterrupted as left:
+            training.interrupted = left
+            return training
+        networks[name] = module.network.eval()
+        if (teacher := getattr(module, "teacher", None)) is not None:
+            teachers[name] = teacher
+            if rank_and_size()[0] == 0:
+                say(f"{name}: {module.verdict()}")
+    with at_once():
+        measure(settings, networks, data, folder, settings["trainer"].get("max_epochs") or 0, teachers)
+    return training
+
+
+def check_same_run(folder: RunDirectory, settings: Mapping[str, Any]) -> None:
+    """Refuse a run directory that holds a run of other settings: its checkpoints and tables would be mixed with ours.
+
+    What may differ is where the data lies and how it is read, how long and on which devices is trained, and what is explained and measured.
+
+    Raises:
+        UserError: naming a setting that differs.
+    """
+    if not (folder.path / "checkpoints").is_dir():
+        return
+    before, now = folder.read_config(), _yaml(settings)
+    for group in ("model", "data", "module", "variants", "seed"):
+        for key, then in sorted(_leaves(before.get(group), group).items()):
+            value = _leaves(now.get(group), group).get(key)
+            if value != then and key not in ("data.root", "data.num_workers", "data.download", "data.verify"):
+                raise UserError(
+                    f"{folder.path} holds a run with {key}={then}, and not {value}; go on with the same settings, or name another run_dir"
+                )
+
+
+def _yaml(settings: Mapping[str, Any]) -> Any:
+    """The settings as they come back from a file."""
+    return yaml.safe_load(yaml.safe_dump(dict(settings)))
+
+
+def _leaves(node: Any, name: str) -> dict[str, Any]:
+    """The values of nested settings by their dotted names."""
+    if not isinstance(node, Mapping):
+        return {name: node}
+    return {key: value for part in node for key, value in _leaves(node[part], f"{name}.{part}").items()}
+
+
+def variants(config: DictConfig) -> list[DictConfig]:
+    """The configuration once per variant, its settings merged into the model's.
+
+    Raises:
+        UserError: for a setting that the model does not have.
+    """
+    if not config.variants:
+        return [config]
+    configs = []
+    for name, settings in config.variants.items():
+        one = config.copy()
+        OmegaConf.set_struct(one, True)
+        try:
+            one.model = OmegaConf.merge(one.model, settings or {})
+        except Exception as error:
+            raise UserError(f"variants.{name}: {str(error).splitlines()[0]}") from error
+        with open_dict(one):
+            one.variant = str(name)
+        configs.append(one)
+    return configs
+
+
+def fit(settings: Mapping[str, Any], folder: RunDirectory) -> Any:
+    """Train one variant; its module. A job that SLURM restarted goes on from its own newest checkpoint, whatever it began from.
+
+    Raises:
+        TrainingLeft: if a signal asked to leave.
+        KeyboardInterrupt: at the second Ctrl-C (exit status 130), which Lightning would turn into an exit with status 1.
+    """
+
+    seed_everything(settings["seed"], workers=True, verbose=False)
+    data = instantiate(settings["data"])
+    network = build_network(settings["model"])
+    module = instantiate(settings["module"], network=network)
+    callbacks = averaging_last([instantiate(entry) for entry in (settings.get("callback") or {}).values()])
+    loggers = [instantiate(entry) for entry in (settings.get("logger") or {}).values()]
+    for logger in loggers:
+        if hasattr(logger, "describe"):  # W&B keeps the settings beside the numbers
+            logger.describe(settings)
+    plugins = [AtomicCheckpointIO(), *cluster_plugins()]
+    trainer = instantiate(
+        settings["trainer"] | profiler(settings, folder), callbacks=callbacks, logger=loggers or False, plugins=plugins
+    )
+    slow = slow_precision(str(trainer.precision), trainer.strategy.root_device)
+    if slow is not None:
+        rank_zero_warn(slow)
+    checkpoints = folder.path / "checkpoints" / settings["variant"]
+    resume = latest_checkpoint(checkpoints) if was_requeued(folder.path) else None
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=resume or resume_path(settings["ckpt_path"], checkpoints))
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from stop
+        raise
+    return module
+
+
+def profiler(settings: Mapping[str, Any], folder: RunDirectory) -> dict[str, Any]:
+    """The trainer's `profiler` where the settings ask for one, else nothing."""
+    if not settings.get("profile"):
+        return {}
+
+    found = StepProfiler(folder.path / f"profile_{settings['variant']}.txt")
+    found.describe_settings(
+        workers=settings["data"].get("num_workers"),
+        precision=settings["trainer"].get("precision"),
+        accelerator=settings["trainer"].get("accelerator"),
+        channels_last=settings["module"].get("channels_last"),
+    )
+    return {"profiler": found}
+
+
+def averaging_last(callbacks: Sequence[Any]) -> list[Any]:
+    """The callbacks in their order, those that average weights behind all others: the weights explained are the weights validated."""
+    return sorted(callbacks, key=lambda callback: isinstance(callback, WeightAveraging))

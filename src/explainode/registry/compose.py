@@ -1,0 +1,171 @@
+"""Composing a configuration with Hydra, and turning its complaints into one sentence with the nearest names."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from explainode.errors import UserError, nearest
+from explainode.registry.devices import gpus_of, ranks_of
+from explainode.registry.entries import GROUPS, MANY_OF, extra_config_folders, names
+from explainode.registry.targets import allow_targets, check_targets
+
+CONFIG_MODULE = "explainode.conf"
+
+
+def run_id() -> str:
+    """The id of this run: the SLURM job's where there is one, so that a requeued job finds its own folder; else the time."""
+    array, task, job = (os.environ.get(f"SLURM_{name}") for name in ("ARRAY_JOB_ID", "ARRAY_TASK_ID", "JOB_ID"))
+    if array and task:
+        return f"{array}_{task}"
+    if job:
+        return job
+    # ranks that Lightning starts by itself inherit the environment, and with it the folder of rank 0
+    return os.environ.setdefault("EXPLAINODE_RUN_ID", datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
+
+
+def register_resolvers() -> None:
+    """Make `${run_id:}` known to OmegaConf, cached, so that one process has one id; and what launchers ask of the trainer."""
+    if not OmegaConf.has_resolver("run_id"):
+        OmegaConf.register_new_resolver("run_id", run_id, use_cache=True)
+        OmegaConf.register_new_resolver("ranks", ranks_of)
+        OmegaConf.register_new_resolver("gpus", gpus_of)
+
+
+def search_path() -> list[str]:
+    """The override that lets Hydra look into the user's own folders; nothing where there are none."""
+    folders = extra_config_folders()
+    return [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in folders)}]"] if folders else []
+
+
+def compose(config_name: str, overrides: Sequence[str]) -> DictConfig:
+    """The composed configuration of a verb, unresolved, with `hydra.*` left out.
+
+    Raises:
+        UserError: for unknown keys, groups, options and values that cannot be read, with the nearest names.
+    """
+    config = _compose(config_name, overrides)
+    check_entries(config)
+    return config
+
+
+def compose_launcher(config_name: str, overrides: Sequence[str]) -> tuple[str, str]:
+    """The name of the launcher that a sweep would use, and the directory that it would write."""
+    config = _compose(config_name, overrides, with_hydra=True)
+    return config.hydra.runtime.choices["hydra/launcher"], config.hydra.sweep.dir
+
+
+def _compose(config_name: str, overrides: Sequence[str], with_hydra: bool = False) -> DictConfig:
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_module
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+
+    register_resolvers()
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
+            words = [*search_path(), *(_strip_sweep(o) for o in overrides)]
+            return hydra_compose(config_name, overrides=words, return_hydra_config=with_hydra)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_explain_failure(config_name, list(overrides), error)) from error
+
+
+def check_entries(config: DictConfig) -> None:
+    """Refuse what an override of something unselected leaves behind, and targets outside the allowed packages (`allow_targets` adds the user's).
+
+    Raises:
+        UserError: naming the entry.
+    """
+    allow_targets([str(prefix) for prefix in config.get("allow_targets") or []])
+    for group in MANY_OF:
+        for key, entry in (config.get(group) or {}).items():
+            if entry is None:
+                raise UserError(
+                    f"{group}.{key} is null, expected an entry of conf/{group}; to leave it out write '~{group}.{key}'"
+                )
+            if isinstance(entry, DictConfig) and "_target_" not in entry:
+                raise UserError(
+                    f"{group}.{key} is set, but {group} {key!r} is not chosen; choose it with '{group}=[...,{key}]' or drop the override"
+                )
+    check_targets(OmegaConf.to_container(config, resolve=False))
+
+
+def _strip_sweep(override: str) -> str:
+    """A multirun choice `key=a,b` reduced to its first value, for checking."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parsed = OverridesParser.create().parse_override(override)
+    if not parsed.is_sweep_override():
+        return override
+    first = next(iter(parsed.sweep_iterator()))
+    return f"{parsed.get_key_element()}={first}"
+
+
+def _keys(config: Any, prefix: str = "") -> Iterator[str]:
+    for key in config:
+        path = f"{prefix}{key}"
+        yield path
+        if (
+            not OmegaConf.is_missing(config, key)
+            and not OmegaConf.is_interpolation(config, key)
+            and isinstance(config[key], DictConfig)
+        ):
+            yield from _keys(config[key], f"{path}.")
+
+
+def _explain_failure(config_name: str, overrides: list[str], error: Exception) -> str:
+    """Hydra's and OmegaConf's messages as one sentence: what came, what was expected, what to try."""
+    text = str(error).splitlines()[0]
+    missing = re.search(r"Could not (?:find|load) '([^']+)'", str(error))
+    if missing:
+        group, _, option = missing[1].rpartition("/")
+        if group in GROUPS:
+            return f"no {group} named {option!r}; the nearest are {nearest(option, names(group))} (all: explainode list {group})"
+        return f"no configuration named {missing[1]!r}; groups are {', '.join(GROUPS)}"
+    override = re.search(r"Could not override '([^']+)'", text)
+    if override:
+        key = override[1]
+        if (place := re.match(r"In '([^']+)'", text)) is not None:  # not the user's words, but a file that they chose
+            return f"{place[1]} overrides {key!r}, which explainode {config_name} does not have with these settings; choose another, or fewer settings"
+        known = list(_keys(compose(config_name, [o for o in overrides if not _sets(o, key) and not o.startswith("~")])))
+        head = key.split(".")[0]
+        if head in MANY_OF and "." in key:
+            entry = key.split(".")[1]
+            if entry in names(head) and f"{head}.{entry}" not in known:
+                return f"{key} is set, but {head} {entry!r} is not chosen; choose it with '{head}=[...,{entry}]'"
+        return f"no setting named {key!r}; the nearest are {nearest(key, known)}"
+    parse = re.search(
+        r"(mismatched input|no viable alternative|token recognition|extraneous input|missing EQUAL)", str(error)
+    )
+    if parse:
+        bad = next((o for o in overrides if "=" not in o), None)
+        shown = bad if bad is not None else re.sub(r"\s+", " ", text)
+        return f"cannot read {shown!r}: settings are written key=value (quote values with spaces or commas: 'key=\"a, b\"')"
+    return re.sub(r"\s+", " ", str(error)).strip()
+
+
+def _sets(override: str, key: str) -> bool:
+    return override.lstrip("+~").split("=")[0].split("@")[0].replace("/", ".") == key
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """The configuration as plain, resolved Python containers.
+
+    Raises:
+        UserError: for a value that is still missing (`???`) or refers to nothing.
+    """
+    try:
+        container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise UserError(
+            str(error).splitlines()[0].replace("Missing mandatory value: ", "this setting has no value yet: ")
+        ) from error
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
