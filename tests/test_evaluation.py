@@ -9,22 +9,16 @@ from torch import nn
 
 from explainode.data.batch import Batch
 from explainode.errors import UserError
-from explainode.evaluation import (
-    SharedResults,
-    automatic_chunk_size,
-    evaluate,
-    explain,
-    in_batches,
-    is_correct,
-    noise_draws,
-)
+from explainode.evaluation import evaluate, in_batches, is_correct
 from explainode.explainers.base import Explainer
 from explainode.explainers.controls import RandomMap
 from explainode.explainers.gradient import InputXGradient, IntegratedGradients, Saliency
+from explainode.explaining import automatic_chunk_size, explain, noise_draws
 from explainode.metrics.base import ExplanationMetric
 from explainode.metrics.faithfulness import Deletion
 from explainode.metrics.infidelity import Infidelity
 from explainode.randomness import current_scope, normal_like
+from explainode.sharing import SharedResults
 
 
 class Jitter(nn.Module):
@@ -256,7 +250,7 @@ def test_a_missing_mask_is_named(network, images):
     with pytest.raises(UserError, match="mask"):
         evaluate(network, {"s": Saliency()}, {"m": NeedsMask()}, in_batches(images), n=7)
     masks = torch.ones(7, 16, 16, dtype=torch.int64)
-    batch = Batch(images, torch.zeros(7, dtype=torch.int64), torch.arange(7), masks)
+    batch = Batch(images, torch.zeros(7, dtype=torch.int64), torch.arange(7), mask=masks)
     results = evaluate(network, {"s": Saliency()}, {"m": NeedsMask()}, [batch], n=7, panel=[3])
     assert results.maps[0].mask is not None and results.maps[0].mask.shape == (1, 16, 16)
 

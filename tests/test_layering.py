@@ -9,11 +9,12 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "explainode"
 FLOORS = [
     {"errors", "lazy", "ticker", "signals", "wording", "ranks"},
-    {"randomness", "blur", "files", "heartbeat"},
+    {"annotations", "randomness", "blur", "files", "heartbeat"},
     {"attribution"},
     {"dynamics", "relevance", "attacks"},
     {"models", "explainers", "metrics", "data"},
-    {"evaluation", "training", "runs"},
+    {"explaining", "sharing", "training", "runs"},
+    {"evaluation"},
     {"gap", "report"},
     {"registry"},
     {"jobs"},

@@ -17,7 +17,6 @@ from timing import ratios, row
 from torch import nn
 from torchvision.models import resnet18
 
-from explainode.evaluation import explain, explain_many
 from explainode.explainers.base import count_passes, guard
 from explainode.explainers.cam import CAM, GradCAM, GradCAMPlusPlus, LayerCAM
 from explainode.explainers.fem import FEM
@@ -25,6 +24,7 @@ from explainode.explainers.gradient import InputXGradient, Saliency
 from explainode.explainers.one_pass import read_together
 from explainode.explainers.passes import copies_per_pass
 from explainode.explainers.score_cam import GroupCAM, ScoreCAM
+from explainode.explaining import explain, explain_many
 
 FIVE = [Saliency(), InputXGradient(), GradCAM(), GradCAMPlusPlus(), LayerCAM("layer3")]
 

@@ -22,8 +22,8 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 import explainode
-from explainode.evaluation import explain
 from explainode.explainers.base import Explainer
+from explainode.explaining import explain
 
 EXPLAINERS = [
     "saliency",

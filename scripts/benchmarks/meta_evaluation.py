@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 import explainode
 from explainode.attribution import Explanation
-from explainode.evaluation import explain
 from explainode.explainers.base import Explainer
+from explainode.explaining import explain
 from explainode.metrics.base import ExplanationMetric
 from explainode.metrics.meta_evaluation import meta_evaluate, ranks
 from explainode.randomness import input_keys, normal_like, uniform_like

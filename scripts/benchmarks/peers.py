@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from explainode import get
-from explainode.evaluation import explain
 from explainode.explainers.base import Explainer
 from explainode.explainers.deeplift import DeepLIFT
+from explainode.explaining import explain
 
 SIZE, BASELINE = 64, 0.5
 REFUSALS = (

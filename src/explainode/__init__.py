@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from explainode.attribution import Explanation as Explanation
     from explainode.errors import UserError as UserError
     from explainode.evaluation import evaluate as evaluate
-    from explainode.evaluation import explain as explain
-    from explainode.evaluation import explain_many as explain_many
     from explainode.explainers.targets import Unit as Unit
+    from explainode.explaining import explain as explain
+    from explainode.explaining import explain_many as explain_many
     from explainode.registry.build import get as get
 
 __version__ = "0.1.0"

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from explainode.annotations import Annotations
 from explainode.errors import UserError, nearest
 
 T = TypeVar("T")
@@ -23,8 +24,8 @@ REDUCTIONS = ("sum", "abs_sum", "abs_max", "positive_sum", "l2")
 
 
 @dataclass
-class Explanation:
-    """Everything known about the explanations of one batch: what metrics and reports read.
+class Explanation(Annotations):
+    """Everything known about the explanations of one batch, and about its pictures (see `Annotations`): what metrics and reports read.
 
     Attributes:
         x: (B, C, H, W) pixels in [0, 1].
@@ -37,9 +38,7 @@ class Explanation:
             off are counted on the first of them.
         noise: "off", "path" or "mean:k"; seed: of every keyed draw.
         stochastic: another `draw` would give another attribution (noise blocks speak, or the explainer samples).
-        sample_ids: (B,) int64; label: (B,) or None, -1 where unknown; mask: (B, H, W) int64 (1 object, 0 background, -1 ignored) or None;
-        boxes: one (n, 4) tensor of x0, y0, x1, y1 in pixels per image, or None.
-        fixation_map: (B, H, W) float, >= 0, where people looked, or None; fixation_points: (B, H, W) bool, or None.
+        sample_ids: (B,) int64.
         seconds: wall time of the explanation of the batch; that of shared passes is shared out equally.
         forward: `forward(x (R,C,H,W), rows=None)` -> (R, K) logits under the guard with the record's noise; `rows` (R,) says whose copy each row is.
         explain: `explain(x (R,C,H,W), rows=None, draw=None, *, model=None, target=None)` -> attribution of the same targets; `draw` asks for
@@ -61,16 +60,11 @@ class Explanation:
     seed: int
     stochastic: bool
     sample_ids: Tensor
-    label: Tensor | None
-    mask: Tensor | None
-    boxes: list[Tensor] | None
     seconds: float
     forward: Callable[..., Tensor]
     explain: Callable[..., Tensor]
     model: nn.Module
     diagnostics: dict[str, Tensor] = field(default_factory=dict)
-    fixation_map: Tensor | None = None
-    fixation_points: Tensor | None = None
     shared: dict[Hashable, Any] = field(default_factory=dict)
     _own: dict[Hashable, Any] = field(default_factory=dict)
 

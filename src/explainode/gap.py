@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from explainode.data.batch import Batch
 from explainode.dynamics.block import ODEBlock, ode_blocks
 from explainode.errors import UserError
-from explainode.evaluation import Progress, explain
+from explainode.evaluation import Progress
 from explainode.explainers.adjoint import kappa
 from explainode.explainers.base import Explainer
 from explainode.explainers.guard import guard
 from explainode.explainers.passes import predict
+from explainode.explaining import explain
 from explainode.metrics.results import Results, Row
 from explainode.metrics.statistics import bootstrap_interval
 from explainode.models.neural_ode import NeuralODE, teacher_states

@@ -70,7 +70,15 @@ def test_mask_and_boxes_follow_the_image(border: str) -> None:
         image[k, :, y : y + 6, x : x + 5] = 1
         mask[k, y : y + 6, x : x + 5] = 1
         boxes.append(torch.tensor([[x, y, x + 5, y + 6]], dtype=torch.float32))
-    batch = Batch(image, torch.zeros(n, dtype=torch.int64), torch.arange(n), mask, boxes, {}, mask.float(), mask.bool())
+    batch = Batch(
+        image,
+        torch.zeros(n, dtype=torch.int64),
+        torch.arange(n),
+        mask=mask,
+        boxes=boxes,
+        fixation_map=mask.float(),
+        fixation_points=mask.bool(),
+    )
     augment = Augment(padding=5, border=border)
     out = augment.batch(batch, seed=0, epoch=0)
     assert torch.equal(out.image, augment(image, batch.sample_id, 0, 0))

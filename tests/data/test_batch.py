@@ -13,11 +13,11 @@ def batch() -> Batch:
         torch.rand(3, 3, 4, 4),
         torch.tensor([0, 1, -1]),
         torch.tensor([5, 6, 7]),
-        torch.zeros(3, 4, 4, dtype=torch.int64),
-        [torch.zeros(1, 4), torch.zeros(0, 4), torch.ones(2, 4)],
-        {"a.png": "torn"},
-        torch.arange(48.0).view(3, 4, 4),
-        torch.arange(48).view(3, 4, 4) % 5 == 0,
+        mask=torch.zeros(3, 4, 4, dtype=torch.int64),
+        boxes=[torch.zeros(1, 4), torch.zeros(0, 4), torch.ones(2, 4)],
+        skipped={"a.png": "torn"},
+        fixation_map=torch.arange(48.0).view(3, 4, 4),
+        fixation_points=torch.arange(48).view(3, 4, 4) % 5 == 0,
     )
 
 

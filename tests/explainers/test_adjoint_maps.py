@@ -9,10 +9,10 @@ from explainode.dynamics.diffusion import AdditiveDiffusion
 from explainode.dynamics.sde import EulerMaruyama
 from explainode.dynamics.solver import RungeKutta
 from explainode.errors import UserError
-from explainode.evaluation import explain
 from explainode.explainers.adjoint import AdjointCAM, AdjointMap, Surrogate, kappa
 from explainode.explainers.cam import GradCAM
 from explainode.explainers.gradient import Saliency
+from explainode.explaining import explain
 from explainode.models.neural_ode import NeuralODE, NeuralSDE, neural_ode
 from explainode.models.resnet import six_block_resnet
 

@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from explainode.data.batch import Batch
-from explainode.evaluation import evaluate, explain, explain_many
+from explainode.evaluation import evaluate
 from explainode.explainers.base import Explainer
 from explainode.explainers.cam import GradCAM, GradCAMPlusPlus, LayerCAM, XGradCAM
 from explainode.explainers.controls import RandomMap
 from explainode.explainers.gradient import InputXGradient, IntegratedGradients, Saliency
 from explainode.explainers.sampling import SmoothGrad
+from explainode.explaining import explain, explain_many
 from explainode.metrics.cost import Cost
 
 FIVE = [Saliency(), InputXGradient(), GradCAM(), GradCAMPlusPlus("stem"), LayerCAM("block")]

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from explainode.errors import UserError
-from explainode.evaluation import evaluate, explain, in_batches
+from explainode.evaluation import evaluate, in_batches
 from explainode.explainers.base import Explainer, count_passes, guard, pass_limit
 from explainode.explainers.controls import InvertedMap
 from explainode.explainers.gradient import Saliency
 from explainode.explainers.passes import collect_reports, each_copy, in_passes, join_reports, report
 from explainode.explainers.relevance import record_logits, walk_back
 from explainode.explainers.sampling import SmoothGrad
+from explainode.explaining import explain
 from explainode.randomness import noise_scope
 from explainode.registry.build import get
 

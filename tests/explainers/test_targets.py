@@ -7,13 +7,14 @@ import torch
 from torch import nn
 
 from explainode.errors import UserError
-from explainode.evaluation import evaluate, explain
+from explainode.evaluation import evaluate
 from explainode.explainers.base import guard, resolve_target
 from explainode.explainers.cam import GradCAM
 from explainode.explainers.gradient import IntegratedGradients, Saliency
 from explainode.explainers.layers import cut_at
 from explainode.explainers.perturbation import Occlusion
 from explainode.explainers.targets import Unit, check_logits, select_score
+from explainode.explaining import explain
 
 LOGITS = torch.tensor([[1.0, 3.0, 2.0], [5.0, 4.0, 6.0]])
 

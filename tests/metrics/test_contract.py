@@ -12,7 +12,8 @@ import pytest
 import torch
 import yaml
 
-from explainode.metrics.base import WHAT_IS_NEEDED, ExplanationMetric
+from explainode.annotations import KINDS
+from explainode.metrics.base import ExplanationMetric
 from explainode.metrics.sanity import layers_from_the_top, randomize
 
 ENTRIES = sorted((Path(__file__).parents[2] / "conf" / "metric").glob("*.yaml"))
@@ -109,7 +110,7 @@ def test_datasheet(entry):
     cls, body = read(entry)
     metric = cls(**body)
     assert isinstance(metric, ExplanationMetric) and cls.__doc__ and cls.kind
-    assert metric.needs <= set(WHAT_IS_NEEDED) and cls.full_state_update is False
+    assert metric.needs <= set(KINDS) and cls.full_state_update is False
     assert len(set(cls.columns)) == len(cls.columns) and len(set(cls.results)) == len(cls.results)
     assert all(metric.direction(name) in (True, False, None) for name in cls.results)
     assert metric.protocol.startswith(cls.kind + "[") and len(metric.protocol_hash) == 8

@@ -5,9 +5,9 @@ import math
 import torch
 
 from explainode.dynamics.solver import RungeKutta
-from explainode.evaluation import explain
 from explainode.explainers.adjoint import AdjointMap, Surrogate
 from explainode.explainers.gradient import Saliency
+from explainode.explaining import explain
 from explainode.metrics.kappa import Kappa
 from explainode.models.neural_ode import neural_ode
 from explainode.models.resnet import six_block_resnet

@@ -14,12 +14,12 @@ from explainode.attacks.map_attack import CenterAttack, TargetMapAttack, TopPixe
 from explainode.attribution import keep_graph
 from explainode.dynamics.noise import Noise, number_noise_blocks
 from explainode.errors import UserError
-from explainode.evaluation import explain
 from explainode.explainers.base import predict
 from explainode.explainers.cam import GradCAM
 from explainode.explainers.gradient import InputXGradient, IntegratedGradients, Saliency
 from explainode.explainers.perturbation import Occlusion
 from explainode.explainers.sampling import SmoothGrad
+from explainode.explaining import explain
 from explainode.metrics.robustness import (
     HeatmapGuidedPGD,
     MapUnderAttack,

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from explainode.errors import UserError
-from explainode.evaluation import explain
 from explainode.explainers.base import guard
+from explainode.explaining import explain
 from explainode.models.resnet import cifar_resnet
 from explainode.models.vgg import small_vgg
 from explainode.registry.build import get

@@ -243,7 +243,6 @@ class ExplanationCallback(Callback):
                 seed=self.seed,
                 chunk_size=self.chunk_size,
                 panel=panel,
-                world_size=trainer.world_size,
                 total=len(mine),
                 progress=progress,
             )

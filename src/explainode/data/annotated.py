@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from explainode.annotations import KINDS
 from explainode.data.augment import Augment
 from explainode.data.base import ImageData
 from explainode.data.batch import Batch
@@ -19,12 +20,13 @@ from explainode.data.pictures import central_square, load_picture, resize_square
 from explainode.errors import UserError
 
 MASK, BOXES, FIXATION_MAP, FIXATION_POINTS = ANNOTATIONS = ("mask", "boxes", "fixation_map", "fixation_points")
+_DTYPES = {"classes": torch.int64, "density": torch.float32, "points": torch.bool}  # of planes, by geometry
 
 
 class Record:
     """One picture and where its annotations come from; nothing is read before it is asked for.
 
-    A subclass reads those kinds that its data set has, in pixels of the stored picture, which is never turned as its EXIF data say.
+    A subclass reads those kinds that its data set has (`read_<kind>`), in pixels of the stored picture, which is never turned as its EXIF data say.
 
     Raises:
         UserError: from `read_*`, if the file is missing or damaged; the picture is then skipped and named.
@@ -82,6 +84,9 @@ def cut_points(points: np.ndarray, size: int) -> Tensor:
     found = torch.zeros(size, size, dtype=torch.bool)
     found[row, column] = True
     return found
+
+
+_CUT = {"classes": cut_mask, "density": cut_map, "points": cut_points}
 
 
 def read_values(path: Path, what: str) -> np.ndarray:
@@ -145,24 +150,19 @@ class AnnotatedDataset(FileDataset[Loaded]):
     def __getitems__(self, indices: list[int]) -> Batch:
         ids, loaded, skipped = self.read(indices)
 
-        def stack(kind: str, dtype: torch.dtype) -> Tensor | None:
-            if kind not in self.provides:
-                return None
-            return (
-                torch.stack([found[kind] for _, found in loaded])
-                if ids
-                else torch.empty(0, self.size, self.size, dtype=dtype)
-            )
+        def joined(kind: str) -> Any:
+            found = [annotations[kind] for _, annotations in loaded]
+            if KINDS[kind].geometry == "boxes":
+                return found
+            empty = torch.empty(0, self.size, self.size, dtype=_DTYPES[KINDS[kind].geometry])
+            return torch.stack(found) if found else empty
 
         return Batch(
             image=torch.stack([image for image, _ in loaded]) if ids else torch.empty(0, 3, self.size, self.size),
             label=torch.tensor([self.records[i].label for i in ids], dtype=torch.int64),
             sample_id=torch.tensor(ids, dtype=torch.int64),
-            mask=stack(MASK, torch.int64),
-            boxes=[found[BOXES] for _, found in loaded] if BOXES in self.provides else None,
-            fixation_map=stack(FIXATION_MAP, torch.float32),
-            fixation_points=stack(FIXATION_POINTS, torch.bool),
             skipped=skipped,
+            **{kind: joined(kind) for kind in self.provides},
         )
 
     def load(self, position: int) -> Loaded:
@@ -175,21 +175,17 @@ class AnnotatedDataset(FileDataset[Loaded]):
         picture = load_picture(record.path, self.size, upright=False)
         found: dict[str, Tensor] = {}
         for kind in self.provides:
-            if kind == BOXES:
-                found[kind] = cut_boxes(record.read_boxes(), *picture.source_size, self.size)
+            read = getattr(record, f"read_{kind}")
+            if KINDS[kind].geometry == "boxes":
+                found[kind] = cut_boxes(read(), *picture.source_size, self.size)
                 continue
-            read, cut = {
-                MASK: (record.read_mask, cut_mask),
-                FIXATION_MAP: (record.read_fixation_map, cut_map),
-                FIXATION_POINTS: (record.read_fixation_points, cut_points),
-            }[kind]
             plane = read()
             if plane.shape != picture.source_size:
                 raise UserError(
                     f"the {kind.replace('_', ' ')} of {record.path} has {plane.shape[1]}x{plane.shape[0]} pixels, but the picture"
                     f" {picture.source_size[1]}x{picture.source_size[0]}; they must be of one size"
                 )
-            found[kind] = cut(plane, self.size)
+            found[kind] = _CUT[KINDS[kind].geometry](plane, self.size)
         return picture.image, found
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from explainode.annotations import KINDS
 from explainode.data.batch import Batch
 from explainode.randomness import sample_keys, uniform
 
@@ -58,20 +60,19 @@ class Augment:
         return self._move(image, self.geometry(sample_id, seed, epoch), outside=0)
 
     def batch(self, batch: Batch, seed: int, epoch: int) -> Batch:
-        """The batch with image, mask, boxes and fixations moved alike; mask pixels from outside a black border's image are -1 (ignored)."""
+        """The batch with the image and all that lies in its plane moved alike; mask pixels from outside a black border's image are -1 (ignored)."""
         geometry = self.geometry(batch.sample_id, seed, epoch)
 
-        def follow(plane: Tensor | None, outside: int) -> Tensor | None:
-            return None if plane is None else self._move(plane[:, None], geometry, outside)[:, 0]
+        def follow(kind: str, value: Any) -> Any:
+            how = KINDS[kind]
+            if how.geometry == "none":
+                return value
+            if how.geometry == "boxes":
+                return self._move_boxes(value, geometry, batch.image.shape[-2:])
+            return self._move(value[:, None], geometry, how.outside)[:, 0]
 
-        return replace(
-            batch,
-            image=self._move(batch.image, geometry, outside=0),
-            mask=follow(batch.mask, outside=-1),
-            boxes=None if batch.boxes is None else self._move_boxes(batch.boxes, geometry, batch.image.shape[-2:]),
-            fixation_map=follow(batch.fixation_map, outside=0),
-            fixation_points=follow(batch.fixation_points, outside=0),
-        )
+        moved = {kind: follow(kind, value) for kind, value in batch.known().items()}
+        return replace(batch, image=self._move(batch.image, geometry, outside=0), **moved)
 
     def _move(self, x: Tensor, geometry: Geometry, outside: int) -> Tensor:
         b, c, h, w = x.shape

@@ -203,7 +203,7 @@ class CompositesDataset:
         b, _, height, width = objects.image.shape
         mask = torch.zeros(b, height, width, dtype=torch.int64)
         if not b:
-            return Batch(objects.image, objects.label, objects.sample_id, mask, skipped=skipped)
+            return Batch(objects.image, objects.label, objects.sample_id, mask=mask, skipped=skipped)
         image = self._backgrounds(objects, skipped)
         draws = uniform(self._keys(objects.sample_id, "scene"), 4).double()
         for picture, out, plane, (which, size, down, across) in zip(
@@ -215,7 +215,7 @@ class CompositesDataset:
             cover = torch.where(placed == -1, 0.5, placed.float())  # the border shows both, and belongs to neither
             out.lerp_(picture.roll((dy, dx), (1, 2)), cover)  # what rolls over the edge lies outside the shape
             plane.copy_(placed)
-        return Batch(image, objects.label, objects.sample_id, mask, skipped=skipped)
+        return Batch(image, objects.label, objects.sample_id, mask=mask, skipped=skipped)
 
     def _keys(self, ids: Tensor, stream: str) -> Tensor:
         return sample_keys(ids, self.seed, "composites", self.split, stream)

@@ -46,7 +46,7 @@ class ShapesDataset:
         for top in range(0, len(ids), _TILE):
             tile = slice(top, top + _TILE)
             mask[tile] = self._paint(ids[tile], label[tile], image[tile])
-        return Batch(image, label, ids, mask)
+        return Batch(image, label, ids, mask=mask)
 
     def labels(self, ids: Tensor) -> Tensor:
         """(n,) classes: each consecutive block of as many images as there are classes holds each class once, in a keyed order."""

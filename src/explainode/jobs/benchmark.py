@@ -15,7 +15,7 @@ import torch
 from omegaconf import DictConfig
 
 from explainode.errors import UserError
-from explainode.evaluation import SharedResults, concatenate_maps, evaluate, missing_for
+from explainode.evaluation import evaluate, missing_for
 from explainode.files import replace_file
 from explainode.heartbeat import Heartbeat
 from explainode.jobs.cells import Cells, write_tables
@@ -34,13 +34,13 @@ from explainode.jobs.networks import (
     without_weights,
 )
 from explainode.jobs.protocol import CONTENT, PARTIAL, Protocol, digest
+from explainode.metrics.maps import concatenate_maps
 from explainode.metrics.results import Results
 from explainode.registry.build import check_parameters
 from explainode.registry.compose import plain
 from explainode.report.picks import worst_images
 from explainode.runs.directory import RunDirectory
-
-ANNOTATIONS = ("mask", "fixation_map", "fixation_points")  # of a batch, where the data has them
+from explainode.sharing import SharedResults
 
 
 class Benchmark:
@@ -113,9 +113,10 @@ class Benchmark:
                 for name, metric in self.metrics.items():
                     if name not in reasons and (reason := missing_for(name, metric, batch)) is not None:
                         reasons[name] = reason
-                yield from (("id", batch.sample_id), ("image", batch.image), ("label", batch.label))
-                yield from (("box", box) for box in batch.boxes or ())
-                yield from ((key, known) for key in ANNOTATIONS if (known := getattr(batch, key)) is not None)
+                known = batch.known()
+                yield from (("id", batch.sample_id), ("image", batch.image), ("label", known.pop("label")))
+                yield from (("box", box) for box in known.pop("boxes", ()))
+                yield from known.items()
 
         content = digest(tensors())
         self.data.check_skipped()

@@ -10,12 +10,13 @@ import torch
 from torch import nn
 
 from explainode.errors import UserError
-from explainode.evaluation import concatenate_maps, evaluate
+from explainode.evaluation import evaluate
 from explainode.explainers.adjoint import Surrogate
 from explainode.gap import measure_gap
 from explainode.heartbeat import Heartbeat
 from explainode.jobs.images import choose_panel, correct_images, select_images
 from explainode.jobs.networks import in_memory_order
+from explainode.metrics.maps import concatenate_maps
 from explainode.metrics.results import Results
 from explainode.ranks import rank_and_size
 from explainode.registry.build import instantiate
@@ -122,7 +123,6 @@ def measure(
             seed=settings["seed"],
             chunk_size=settings["chunk_size"],
             panel=panel,
-            world_size=world_size,
             total=len(mine),
             progress=progress,
             correct=accuracy.get(name),

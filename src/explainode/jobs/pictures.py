@@ -13,9 +13,11 @@ import torch
 
 from explainode.data.pictures import load_picture
 from explainode.errors import UserError, nearest
-from explainode.evaluation import concatenate_maps, explain, in_batches, to_maps
+from explainode.evaluation import in_batches
+from explainode.explaining import explain
 from explainode.jobs.measure import choose_device, many
 from explainode.jobs.networks import build_network, fill_classes, run_networks
+from explainode.metrics.maps import concatenate_maps, to_maps
 from explainode.metrics.results import Maps
 from explainode.models.names import imagenet_classes
 from explainode.models.weights import load_weights

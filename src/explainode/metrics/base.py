@@ -19,24 +19,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torchmetrics import Metric
 
+from explainode.annotations import KINDS
 from explainode.attribution import Explanation
 from explainode.errors import UserError
 from explainode.metrics.results import Curve
 from explainode.metrics.statistics import bootstrap_means, percentile_interval
-
-WHAT_IS_NEEDED = {
-    "mask": ("masks", "choose data with masks, such as data=shapes, data=composites, data=voc2012 or data=imagenet_s"),
-    "boxes": (
-        "boxes",
-        "choose data with boxes, such as data=tiny_imagenet_boxes or data=imagenet, or the box around a mask (truth=mask)",
-    ),
-    "label": ("labels", "choose data with labels, such as data=shapes"),
-    "fixation_map": ("fixation maps", "choose data with maps of where people looked, such as data=saliency_folder"),
-    "fixation_points": (
-        "fixation points",
-        "choose data with the points that people fixated, such as data=saliency_folder data.points=...",
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -71,7 +58,7 @@ class ExplanationMetric(Metric):
         results: numbers reported; by default the means of the columns.
         higher_is_better: of all results, or a mapping from result to it; None is a neutral fact.
         conditional: results that are about some of the images only, so that leaving out the others is no warning.
-        needs: keys of `WHAT_IS_NEEDED`, what the record must carry besides the map; an instance may have needs of its own.
+        needs: kinds of `Annotations`, what the record must carry besides the map; an instance may have needs of its own.
         kind: first word of the protocol.
         version: raised when the definition changes, so that numbers of different definitions have different hashes.
     """
@@ -159,10 +146,9 @@ class ExplanationMetric(Metric):
         Raises:
             UserError: if the record lacks what the metric `needs`, or holds a sample id that the table has no row for.
         """
-        for need in sorted(self.needs):
-            if getattr(explanation, need) is None:
-                noun, advice = WHAT_IS_NEEDED[need]
-                raise UserError(f"{type(self).__name__} needs {noun}, but this data has none; {advice}")
+        for need in sorted(self.needs - explanation.known().keys()):
+            kind = KINDS[need]
+            raise UserError(f"{type(self).__name__} needs {kind.noun}, but this data has none; {kind.advice}")
         rows = self._rows(explanation.sample_ids)
         seen = (self.count[rows] + self.excluded[rows]).sum(1) > 0
         values = self.measure(explanation).detach().to(self.value.device).double()
