@@ -9,6 +9,7 @@ import pytest
 
 from explainode.metrics.results import Curve, Maps, Results, Row
 from explainode.metrics.statistics import bootstrap_interval
+from explainode.runs.legacy import control_of, role_of
 
 MODELS = ("resnet", "sde")
 EXPLAINERS = ("saliency", "ig", "smoothgrad", "gradcam", "random_map", "centre_prior")
@@ -65,7 +66,22 @@ def make_results() -> Callable[..., Results]:
                 results.per_image[model, "", "accuracy"] = dict(enumerate(right.tolist()))
                 low, high = bootstrap_interval(right, resamples=200)
                 results.rows.append(
-                    Row(epoch, "val", model, "", "accuracy", right.mean(), low, high, n, 0, 0.0, True, "accuracy[top1]")
+                    Row(
+                        epoch,
+                        "val",
+                        model,
+                        "",
+                        "accuracy",
+                        right.mean(),
+                        low,
+                        high,
+                        n,
+                        0,
+                        0.0,
+                        True,
+                        "accuracy[top1]",
+                        "performance",
+                    )
                 )
                 for j, explainer in enumerate(explainers):
                     poor = 0.15 if explainer.startswith(("random", "centre")) else 0.02 * j
@@ -91,6 +107,8 @@ def make_results() -> Callable[..., Results]:
                             1.5,
                             direction,
                             protocol,
+                            role_of(protocol),
+                            control_of(explainer),
                         )
                         results.rows.append(row)
                     for metric in ("deletion", "insertion"):
@@ -114,6 +132,7 @@ def make_results() -> Callable[..., Results]:
                                 target,
                                 rng.uniform(0.4, 1, images),
                                 inside.astype(np.int8),
+                                control=control_of(explainer),
                             )
                         )
         return results

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from explainode import registry
 from explainode.errors import UserError
 from explainode.jobs.train import variants
-from explainode.registry import compose as composing
+from explainode.registry import composing
 
 CONF = Path(__file__).parents[1] / "conf"
 ENTRIES = [(group, name) for group in registry.GROUPS for name in registry.names(group)]

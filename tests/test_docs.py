@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from explainode.cli.main import VERBS
-from explainode.registry import compose as composing
+from explainode.registry import composing
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]

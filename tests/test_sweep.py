@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from explainode.cli.main import VERBS
 from explainode.errors import UserError
-from explainode.registry.compose import compose
+from explainode.registry.composing import compose
 
 SWEEP = yaml.safe_load((Path(__file__).parents[1] / "scripts" / "sweep.yaml").read_text(encoding="utf-8"))
 

@@ -27,7 +27,7 @@ from explainode.callbacks.explanations import ExplanationCallback
 from explainode.data.cifar10 import CIFAR10Data, CIFAR10Dataset
 from explainode.jobs.networks import build_network
 from explainode.registry.build import instantiate
-from explainode.registry.compose import compose, plain
+from explainode.registry.composing import compose, plain
 
 TARGET = 0.1
 SKIP = 3  # the first steps fill caches

@@ -107,7 +107,7 @@ def explanation_costs(images: int = 4) -> dict[str, float]:
     from explainode.data.shapes import ShapesData
     from explainode.evaluation import evaluate
     from explainode.jobs.measure import many
-    from explainode.registry.compose import compose, plain
+    from explainode.registry.composing import compose, plain
     from explainode.runs.directory import RunDirectory
 
     settings = plain(compose("train", ["output_dir=unused", "variant=net"]))

@@ -82,8 +82,8 @@ class Annotations:
     fixation_map: Tensor | None = None
     fixation_points: Tensor | None = None
 
-    def known(self) -> dict[str, Tensor | list[Tensor]]:
-        """What is there, by kind."""
+    def known(self) -> dict[str, Any]:
+        """What is there, by kind: tensors, and lists of one tensor per image."""
         return {kind: value for kind in KINDS if (value := getattr(self, kind)) is not None}
 
     def map_known(self, change: Callable[[Tensor], Tensor]) -> dict[str, Any]:

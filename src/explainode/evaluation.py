@@ -136,7 +136,7 @@ class _Measuring:
     ) -> None:
         self.model, self.explainers, self.metrics, self.how, self.failed = model, explainers, metrics, how, failed
         self.device = _device(model)
-        self.share_passes = not any(metric.kind == "cost" for metric in metrics.values())  # of each method alone
+        self.share_passes = not any(metric.role == "cost" for metric in metrics.values())  # of each method alone
         self.cells = {(e, m): copy.deepcopy(metric) for e in explainers for m, metric in metrics.items()}
         for metric in self.cells.values():
             metric.setup(how.n)
@@ -183,7 +183,8 @@ class _Measuring:
                 self.seconds[explainer, metric] += time.perf_counter() - start
         rows = [row for row, sample in enumerate(explanation.sample_ids.tolist()) if sample in self.how.panel]
         if rows:
-            self.drawn[explainer].append(to_maps(explanation, rows, self.how.name, explainer, self.how.epoch))
+            control = self.explainers[explainer].control
+            self.drawn[explainer].append(to_maps(explanation, rows, self.how.name, explainer, self.how.epoch, control))
 
     def count_hits(self, batch: Batch, shared: Mapping[Hashable, Any]) -> None:
         """Which images are classified correctly, where anything was explained."""
@@ -219,6 +220,7 @@ class _Measuring:
             seconds=0.0,
             higher_is_better=True,
             protocol="accuracy[top1]",
+            role="performance",
         )
         results.rows.append(row)
         results.per_image[row.model, "", row.metric] = hits
@@ -238,6 +240,8 @@ class _Measuring:
                 seconds=self.seconds[explainer, metric],
                 higher_is_better=table.direction(found.name),
                 protocol=f"{table.protocol}#{table.protocol_hash} noise={self.how.noise} seed={self.how.seed}",
+                role=table.role,
+                control=self.explainers[explainer].control,
             )
             results.rows.append(row)
             # a method without a sum has no completeness error at all, and some results are about some images only: nothing to warn of

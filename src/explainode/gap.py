@@ -97,41 +97,32 @@ def measure_gap(
         raise UserError("the gap is measured on images, and none came; give at least one batch")
 
     results = Results()
-    for (e, metric), values in columns.items():
-        results.per_image[name, e, metric] = values
+
+    def row(explainer: str, metric: str, **facts: Any) -> Row:
+        control = explainers[explainer].control if explainer else ""
+        facts |= {"epoch": epoch, "split": split, "model": name, "seconds": 0.0, "protocol": "gap", "control": control}
+        return Row(explainer=explainer, metric=metric, **facts)
+
+    for (e, metric), of_images in columns.items():
+        results.per_image[name, e, metric] = of_images
+        values = np.array([of_images[sample] for sample in sorted(of_images)])
+        found = values[~np.isnan(values)]
+        low, high = bootstrap_interval(found)
+        mean, missing = float(found.mean()) if len(found) else math.nan, len(values) - len(found)
+        better = metric != "kappa"
         results.rows.append(
-            _row(epoch, split, name, e, metric, np.array([values[i] for i in sorted(values)]), metric != "kappa")
+            row(e, metric, value=mean, low=low, high=high, n=len(found), excluded=missing, higher_is_better=better)
         )
     kappas = np.array(list(columns["", "kappa"].values()))
-    for tail, largest in _LARGEST.items():
-        value = largest(kappas)
-        results.rows.append(
-            Row(epoch, split, name, "", f"kappa_{tail}", value, math.nan, math.nan, len(kappas), 0, 0.0, False, "gap")
-        )
+    facts: dict[str, Any] = {
+        "low": math.nan,
+        "high": math.nan,
+        "n": len(kappas),
+        "excluded": 0,
+        "higher_is_better": False,
+    }
+    results.rows += [row("", f"kappa_{tail}", value=largest(kappas), **facts) for tail, largest in _LARGEST.items()]
     return results
-
-
-def _row(
-    epoch: int, split: str, name: str, explainer: str, metric: str, values: np.ndarray, higher_is_better: bool
-) -> Row:
-    found = values[~np.isnan(values)]
-    low, high = bootstrap_interval(found)
-    mean = float(found.mean()) if len(found) else math.nan
-    return Row(
-        epoch,
-        split,
-        name,
-        explainer,
-        metric,
-        mean,
-        low,
-        high,
-        len(found),
-        len(values) - len(found),
-        0.0,
-        higher_is_better,
-        "gap",
-    )
 
 
 def refinement(

@@ -19,7 +19,13 @@ from explainode.runs.directory import RunDirectory
 GOLDEN = Path(__file__).parent / "dashboard.json"
 SHOWN = Shown(
     ("saliency", "random_map"),
-    ("deletion_fast", "max_sensitivity", "max_sensitivity.floor", "smoothness.total_variation"),
+    {
+        "deletion_fast": "faithfulness",
+        "max_sensitivity": "sensitivity",
+        "max_sensitivity.floor": "sensitivity",
+        "smoothness.total_variation": "complexity",
+    },
+    {"random_map": "random"},
 )
 
 
@@ -71,7 +77,9 @@ def test_the_verb_writes_what_a_run_measured(package, tmp_path, capsys, monkeypa
     monkeypatch.chdir(tmp_path)
     run = RunDirectory(tmp_path / "run")
     run.write_config({"name": "run"})
-    run.write_results(Results([Row(0, "test", "net", "gradcam", "road", 0.5, 0.4, 0.6, 9, 0, 0.0, True, "road")]))
+    run.write_results(
+        Results([Row(0, "test", "net", "gradcam", "road", 0.5, 0.4, 0.6, 9, 0, 0.0, True, "road", "faithfulness")])
+    )
     assert main(["dashboard", "mine", "--from", "run"]) == 0
     assert capsys.readouterr().out == "specification: runs/dashboard/mine.json\n"
     assert "summary:test/gradcam/road" in (tmp_path / "runs" / "dashboard" / "mine.json").read_text()

@@ -33,7 +33,7 @@ from explainode.jobs import grid
 from explainode.jobs.cells import Cells
 from explainode.jobs.images import correct_images
 from explainode.metrics.smoothness import Smoothness
-from explainode.registry.compose import compose
+from explainode.registry.composing import compose
 from explainode.runs.directory import RunDirectory
 
 SMALL = ["data=shapes", "data.size=16", "data.train_size=8", "data.val_size=8", "data.test_size=40"]

@@ -34,7 +34,22 @@ def results(
     for k in range(explainers):
         values = sensitivity + 0.1 * k + np.random.default_rng(k).normal(0, 0.05, N)
         protocol = "max_sensitivity[r0.02,p10]#0a1b2c3d noise=off seed=0"
-        row = Row(epoch, split, model, f"e{k}", "max_sensitivity", values.mean(), 0.1, 0.9, N, 0, 0.0, False, protocol)
+        row = Row(
+            epoch,
+            split,
+            model,
+            f"e{k}",
+            "max_sensitivity",
+            values.mean(),
+            0.1,
+            0.9,
+            N,
+            0,
+            0.0,
+            False,
+            protocol,
+            "sensitivity",
+        )
         found.rows.append(row)
         found.per_image[model, f"e{k}", "max_sensitivity"] = dict(enumerate(values.tolist()))
     return found

@@ -15,7 +15,7 @@ from explainode.cli.main import main
 from explainode.cli.points import Points
 from explainode.errors import UserError
 from explainode.registry import devices
-from explainode.registry.compose import compose, compose_launcher
+from explainode.registry.composing import compose, compose_launcher
 from explainode.signals import TrainingInterrupted
 
 TINY = [
@@ -103,7 +103,7 @@ def test_jobs_are_made_of_the_trainer():
     from hydra import compose as hydra_compose
     from hydra import initialize_config_module
 
-    from explainode.registry.compose import CONFIG_MODULE, register_resolvers
+    from explainode.registry.composing import CONFIG_MODULE, register_resolvers
 
     register_resolvers()
     words = [

@@ -10,7 +10,7 @@ import pytest
 
 from explainode.errors import UserError
 from explainode.jobs import slurm
-from explainode.registry.compose import compose, run_id
+from explainode.registry.composing import compose, run_id
 
 
 @pytest.fixture(autouse=True)

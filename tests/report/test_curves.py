@@ -21,7 +21,7 @@ def _texts(svg: str) -> list[str]:
 
 def test_two_models_get_a_plot_per_explainer_with_the_control_beneath(make_results: Build) -> None:
     results = make_results(images=1, side=16, n=6, epochs=1)
-    svg = curve_figure(results.curves, "deletion", False)
+    svg = curve_figure(results.curves, "deletion", False, results.controls)
     texts = _texts(svg)
     for name in (
         "saliency",
@@ -46,14 +46,14 @@ def test_two_models_get_a_plot_per_explainer_with_the_control_beneath(make_resul
 
 def test_one_model_gets_one_plot_with_all_explainers(make_results: Build) -> None:
     results = make_results(images=1, side=16, n=6, epochs=1, models=("resnet",))
-    texts = _texts(curve_figure(results.curves, "insertion", True))
+    texts = _texts(curve_figure(results.curves, "insertion", True, results.controls))
     assert {"saliency", "ig", "smoothgrad", "gradcam", "random_map", "centre_prior"} <= set(texts)
 
 
 def test_the_curve_itself_is_drawn(make_results: Build) -> None:
     """Read the path back: its points are the curve up to an affine map of each axis."""
     results = make_results(images=1, side=16, n=6, epochs=1, models=("resnet",), explainers=("ig",))
-    svg = curve_figure(results.curves, "deletion")
+    svg = curve_figure(results.curves, "deletion", controls=results.controls)
     curve = results.curves["resnet", "ig", "deletion"]
     paths = [
         node.get("d", "")
@@ -77,7 +77,11 @@ def test_the_curve_itself_is_drawn(make_results: Build) -> None:
 
 def test_svg_loads_nothing_and_ids_are_unique_on_a_page(make_results: Build) -> None:
     results = make_results(images=1, side=16, n=6, epochs=2)
-    page = curve_figure(results.curves, "deletion") + curve_figure(results.curves, "insertion") + trend_figure(results)
+    page = (
+        curve_figure(results.curves, "deletion", controls=results.controls)
+        + curve_figure(results.curves, "insertion", controls=results.controls)
+        + trend_figure(results)
+    )
     assert "http" not in page
     assert "xmlns" not in page
     ids = re.findall(r'\bid="([^"]+)"', page)
@@ -97,7 +101,7 @@ def test_colors_follow_the_page(make_results: Build) -> None:
 
 def test_names_are_escaped(make_results: Build) -> None:
     results = make_results(images=1, side=16, n=6, epochs=2, models=("<script>$x$", "b&c"), explainers=('"ig"',))
-    for svg in (curve_figure(results.curves, "deletion"), trend_figure(results)):
+    for svg in (curve_figure(results.curves, "deletion", controls=results.controls), trend_figure(results)):
         assert "<script>" not in svg
         assert "<script>$x$" in _texts(svg)
 
@@ -133,6 +137,7 @@ def test_long_names_of_models_stay_within_the_figure(make_results: Build) -> Non
                     images=1, side=16, n=6, epochs=1, models=of, explainers=("saliency", "gradcam", "random_map")
                 ).curves,
                 "deletion",
+                controls={"random_map": "random"},
             )
         )
         for of in (models, ("a", "b"))

@@ -10,7 +10,7 @@ import pytest
 
 from explainode.errors import UserError
 from explainode.metrics.results import Maps, Results
-from explainode.report.board import disagreement, is_control, make_board
+from explainode.report.board import disagreement, make_board
 from explainode.report.colors import fault_tile
 from explainode.report.panels import class_name, draw_contour, draw_input, draw_map, legend, panel
 from explainode.report.picks import choose_images, unfaithfulness, worst_images
@@ -55,7 +55,7 @@ def test_no_maps_and_no_common_image_are_refused(make_results: Build) -> None:
 def test_controls_stand_last_and_kinds_hold_for_all_models(make_results: Build) -> None:
     maps = make_results(images=2, side=16, epochs=1).maps
     board = make_board(sorted(maps, key=lambda m: m.explainer != "random_map"))
-    assert [is_control(e) for e in board.explainers] == [False] * 4 + [True] * 2
+    assert [e in board.controls for e in board.explainers] == [False] * 4 + [True] * 2
     assert board.kind["ig"] == "signed"
     assert board.kind["gradcam"] == "magnitude"
 

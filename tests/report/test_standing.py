@@ -23,6 +23,7 @@ from explainode.report.standing import (
     standing,
     standing_sentence,
 )
+from explainode.runs.legacy import control_of, role_of
 
 Build = Callable[..., Results]
 N = 60
@@ -57,6 +58,8 @@ def add(
             0.0,
             better,
             f"{kind or metric}[x]#0",
+            role_of(f"{kind or metric}[x]"),
+            control_of(explainer),
         )
         results.rows.append(row)
         results.per_image[model, explainer, metric] = dict(enumerate(values.tolist()))
@@ -228,7 +231,7 @@ def test_the_diagram_is_to_scale(planted: Results) -> None:
     found = standing(planted, "net")
     assert found is not None
     ranks = found.ranks["deletion"]
-    svg = rank_figure(ranks, "deletion")
+    svg = rank_figure(ranks, "deletion", found.controls)
     axis = re.search(r'd="M([\d.]+) 44H([\d.]+)"', svg)
     assert axis is not None
     left, right = float(axis[1]), float(axis[2])

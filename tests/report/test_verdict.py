@@ -11,6 +11,7 @@ import pytest
 from explainode.metrics.results import Results, Row
 from explainode.report.comparisons import compare_controls, compare_headline, compare_models, headline_metric
 from explainode.report.verdict import judge, verdict
+from explainode.runs.legacy import control_of, role_of
 
 Values = dict[int, float]
 
@@ -26,7 +27,23 @@ def _add(
 ) -> None:
     n = len(values)
     mean = float(np.nanmean(values))
-    row = Row(1, "test", model, explainer, metric, mean, mean - 0.01, mean + 0.01, n, 0, 0.0, better, f"{metric}[x]")
+    row = Row(
+        1,
+        "test",
+        model,
+        explainer,
+        metric,
+        mean,
+        mean - 0.01,
+        mean + 0.01,
+        n,
+        0,
+        0.0,
+        better,
+        f"{metric}[x]",
+        role_of(f"{metric}[x]"),
+        control_of(explainer),
+    )
     results.rows.append(replace(row, **changes))  # type: ignore[arg-type]
     results.per_image[model, explainer, metric] = dict(enumerate(values.tolist()))
 
@@ -207,8 +224,8 @@ def test_sensitivity_is_no_contest_with_controls() -> None:
 
 def test_maps_are_held_against_controls_on_localization_too() -> None:
     results = Results()
-    _add(results, "resnet", "ig", "pointing_game_boxes", np.ones(30), True)
-    _add(results, "resnet", "random_map", "pointing_game_boxes", np.zeros(30), True)
+    _add(results, "resnet", "ig", "pointing_game", np.ones(30), True)
+    _add(results, "resnet", "random_map", "pointing_game", np.zeros(30), True)
     assert [c.reference for c in compare_controls(results, "resnet")] == ["random_map"]
 
 

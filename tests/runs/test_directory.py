@@ -233,7 +233,7 @@ def test_a_write_that_fails_leaves_the_earlier_results(
         (
             "metrics.csv",
             lambda text: text.replace(",test", "", 1),
-            r"metrics.csv, line 2 is damaged \(12 cells instead of 13\)",
+            r"metrics.csv, line 2 is damaged \(14 cells instead of 15\)",
         ),
         (
             "metrics.csv",

@@ -13,7 +13,7 @@ from explainode.callbacks.explanations import ExplanationCallback
 from explainode.explainers.gradient import Saliency
 from explainode.metrics.smoothness import Smoothness
 from explainode.registry.build import instantiate
-from explainode.registry.compose import compose
+from explainode.registry.composing import compose
 from explainode.training import profile
 from explainode.training.profile import ORDER, REST, StepProfiler
 

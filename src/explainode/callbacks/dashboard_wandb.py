@@ -2,43 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from explainode.errors import UserError
-from explainode.report.board import is_control
 
 if TYPE_CHECKING:
     from wandb_workspaces.reports.v2 import Report
     from wandb_workspaces.workspaces import Workspace
 
-FAITHFULNESS = (
-    "deletion",
-    "insertion",
-    "aopc",
-    "road",
-    "comprehensiveness",
-    "sufficiency",
-)  # beginnings of metrics' names
 NOISE = "model.noise.magnitude"  # the setting that sweeps vary
 SPLIT = "test"
 
 
 @dataclass(frozen=True)
 class Shown:
-    """What a dashboard draws: explainers (controls among them) and metrics by the names in tables."""
+    """What a dashboard draws, by the names in tables: explainers (and which of them are controls), and metrics with their roles."""
 
     explainers: Sequence[str]
-    metrics: Sequence[str]
+    roles: Mapping[str, str]
+    controls: Container[str] = ()
 
     @property
-    def faithfulness(self) -> list[str]:
-        return [metric for metric in self.metrics if metric.startswith(FAITHFULNESS) and "." not in metric]
+    def metrics(self) -> list[str]:
+        return list(self.roles)
 
-    @property
-    def sensitivity(self) -> list[str]:
-        return [metric for metric in self.metrics if "sensitivity" in metric and "." not in metric]
+    def of_role(self, role: str) -> list[str]:
+        """The headline metrics of a role."""
+        return [metric for metric, its in self.roles.items() if its == role and "." not in metric]
 
 
 def build_workspace(project: str, entity: str, shown: Shown) -> Workspace:
@@ -113,7 +105,7 @@ def _sections(shown: Shown) -> list[tuple[str, int, list[Any]]]:
     """Name, columns and panels of each section."""
     import wandb_workspaces.reports.v2 as reports
 
-    methods = [explainer for explainer in shown.explainers if not is_control(explainer)]
+    methods = [explainer for explainer in shown.explainers if explainer not in shown.controls]
     accuracy = reports.SummaryMetric(f"{SPLIT}/accuracy")
 
     def tested(explainer: str, metric: str) -> Any:
@@ -128,7 +120,7 @@ def _sections(shown: Shown) -> list[tuple[str, int, list[Any]]]:
             3,
             [
                 scatter(f"{explainer}: {metric}", accuracy, tested(explainer, metric))
-                for metric in shown.faithfulness
+                for metric in shown.of_role("faithfulness")
                 for explainer in methods
             ],
         ),
@@ -138,7 +130,7 @@ def _sections(shown: Shown) -> list[tuple[str, int, list[Any]]]:
             [scatter("accuracy", reports.Config(NOISE), accuracy)]
             + [
                 scatter(f"{explainer}: {metric}", reports.Config(NOISE), tested(explainer, metric))
-                for metric in shown.sensitivity
+                for metric in shown.of_role("sensitivity")
                 for explainer in methods
             ],
         ),
@@ -152,7 +144,7 @@ def _sections(shown: Shown) -> list[tuple[str, int, list[Any]]]:
                     reports.LinePlot(
                         title=metric, x="epoch", y=[f"explain/{explainer}/{metric}" for explainer in shown.explainers]
                     )
-                    for metric in shown.faithfulness
+                    for metric in shown.of_role("faithfulness")
                 ),
             ],
         ),

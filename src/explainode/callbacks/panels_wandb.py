@@ -11,7 +11,6 @@ from lightning.pytorch.loggers import WandbLogger
 from PIL import Image
 
 from explainode.metrics.results import Results
-from explainode.report.board import is_control
 from explainode.report.curves import DASHES, SERIES
 from explainode.report.panels import panel
 
@@ -75,9 +74,10 @@ def draw_curves(results: Results, metric: str, size: tuple[float, float] = (7.2,
     axis = figure.add_subplot()
     mine = {(model, explainer): curve for (model, explainer, m), curve in results.curves.items() if m == metric}
     several = len({model for model, _ in mine}) > 1
-    ordinary = [key for key in mine if not is_control(key[1])]
-    for (model, explainer), curve in sorted(mine.items(), key=lambda item: is_control(item[0][1])):
-        control = is_control(explainer)
+    controls = results.controls
+    ordinary = [key for key in mine if key[1] not in controls]
+    for (model, explainer), curve in sorted(mine.items(), key=lambda item: item[0][1] in controls):
+        control = explainer in controls
         place = list(mine).index((model, explainer)) if control else ordinary.index((model, explainer))
         shade, dash = SERIES[place % len(SERIES)], DASHES[2] if control else DASHES[place // len(SERIES) % len(DASHES)]
         name = f"{model}, {explainer}" if several else explainer

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from explainode.errors import UserError
-from explainode.registry.compose import compose
+from explainode.registry.composing import compose
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

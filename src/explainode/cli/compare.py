@@ -33,7 +33,7 @@ def run(arguments: Sequence[str]) -> int:
         print(HELP)
         return 0 if arguments else 2
     from explainode.cli.finish import finish
-    from explainode.registry.compose import run_id
+    from explainode.registry.composing import run_id
     from explainode.runs.directory import RunDirectory
     from explainode.runs.merge import match_accuracy, merge_runs
 

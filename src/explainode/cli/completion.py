@@ -69,7 +69,7 @@ def _settings(config_name: str, words: list[str]) -> list[str]:
     from hydra._internal.core_plugins.bash_completion import BashCompletion
     from hydra.core.global_hydra import GlobalHydra
 
-    from explainode.registry.compose import CONFIG_MODULE, register_resolvers
+    from explainode.registry.composing import CONFIG_MODULE, register_resolvers
 
     register_resolvers()
     GlobalHydra.instance().clear()

@@ -99,17 +99,20 @@ def _shown(runs: Sequence[Path]) -> Shown:
     from explainode.callbacks.dashboard_wandb import Shown
 
     if not runs:
-        from explainode.registry.compose import compose
+        from explainode.registry import compose, locate
 
         config = compose("train", [])
-        return Shown(tuple(map(str, config.explainer)), tuple(map(str, config.metric)))
+        explainers = {name: locate(entry["_target_"]).control for name, entry in config.explainer.items()}
+        roles = {name: locate(entry["_target_"]).role for name, entry in config.metric.items()}
+        return Shown(tuple(explainers), roles, {name for name, control in explainers.items() if control})
+    from explainode.metrics.results import Results
     from explainode.runs.directory import RunDirectory
 
-    rows = []
+    found = Results()
     for folder in runs:
         directory = RunDirectory(folder)
         directory.read_config()  # says so where it is none
-        rows += [row for row in directory.read_results().rows if row.explainer]
-    if not rows:
+        found.rows += [row for row in directory.read_results().rows if row.explainer]
+    if not found.rows:
         raise UserError(f"nothing was explained in {', '.join(map(str, runs))}; name runs with a metrics.csv")
-    return Shown(tuple(dict.fromkeys(row.explainer for row in rows)), tuple(dict.fromkeys(row.metric for row in rows)))
+    return Shown(tuple(dict.fromkeys(row.explainer for row in found.rows)), found.roles, found.controls)

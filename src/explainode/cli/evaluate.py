@@ -9,7 +9,7 @@ from explainode.cli.finish import finish
 from explainode.cli.help import verb_help
 from explainode.cli.record import record_evaluation
 from explainode.heartbeat import Heartbeat
-from explainode.registry.compose import compose
+from explainode.registry.composing import compose
 
 EXAMPLES = (
     "explainode evaluate run=runs/demo                                     # every variant of a run, on its own test data",

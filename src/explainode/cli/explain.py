@@ -13,7 +13,7 @@ import numpy as np
 from explainode.cli.help import verb_help
 from explainode.errors import UserError
 from explainode.heartbeat import Heartbeat
-from explainode.registry.compose import compose, plain, run_id
+from explainode.registry.composing import compose, plain, run_id
 
 EXAMPLES = (
     "explainode explain picture.jpg                              # the newest run under runs/, four methods",

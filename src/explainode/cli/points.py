@@ -16,7 +16,7 @@ from explainode.cli.record import record_evaluation
 from explainode.errors import UserError
 from explainode.heartbeat import Heartbeat
 from explainode.jobs.slurm import is_first_rank, join_ranks, keep_preemptions, local_job, requeue, slurm_job
-from explainode.registry.compose import check_entries
+from explainode.registry.composing import check_entries
 from explainode.registry.devices import count_devices
 from explainode.signals import TrainingInterrupted, TrainingLeft, TrainingPreempted, at_once
 

@@ -21,13 +21,7 @@ from explainode.errors import UserError
 from explainode.jobs.slurm import (
     keep_preemptions,
 )
-from explainode.registry.compose import (
-    CONFIG_MODULE,
-    compose,
-    compose_launcher,
-    register_resolvers,
-    search_path,
-)
+from explainode.registry.composing import CONFIG_MODULE, compose, compose_launcher, register_resolvers, search_path
 from explainode.registry.entries import extra_config_folders
 
 EXAMPLES = (

@@ -81,12 +81,14 @@ class Explainer(ABC):
         class_specific: the attribution depends on the explained class.
         needs_ode: only networks that solve an equation can be explained.
         needs_attention: only networks with attention among all tokens can be explained.
+        control: which of `metrics.results.CONTROLS` the method is: a map that a real explanation has to beat; empty for explanations.
     """
 
     stochastic: ClassVar[bool] = False
     class_specific: ClassVar[bool] = True
     needs_ode: ClassVar[bool] = False
     needs_attention: ClassVar[bool] = False
+    control: ClassVar[str] = ""
 
     def __call__(self, model: nn.Module, x: Tensor, target: Target = None) -> Tensor:
         """The attribution of the target's logit to `x`, in any state of the model and of torch, which stay as they are.

@@ -19,6 +19,8 @@ from explainode.randomness import input_keys, normal_like
 class RandomMap(Explainer):
     """Standard normal noise (B, 1, H, W), one draw per image; another `draw` of the scope is another map."""
 
+    control: ClassVar[str] = "random"
+
     stochastic: ClassVar[bool] = True
     class_specific: ClassVar[bool] = False
 
@@ -36,6 +38,8 @@ class CentrePrior(Explainer):
     Raises:
         UserError: if `sigma` is not positive.
     """
+
+    control: ClassVar[str] = "center"
 
     class_specific: ClassVar[bool] = False
 
@@ -61,6 +65,8 @@ class EdgeMap(Explainer):
     Source: the control of Adebayo et al. 2018, with the Sobel operator. We repeat the border, so that the frame of the image is no edge.
     """
 
+    control: ClassVar[str] = "edges"
+
     class_specific: ClassVar[bool] = False
 
     def attribute(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
@@ -77,6 +83,8 @@ class InvertedMap(Explainer):
     Args:
         explainer: the method to invert.
     """
+
+    control: ClassVar[str] = "inverted"
 
     explainer: Explainer
 
@@ -114,6 +122,8 @@ class SquaredMap(Explainer):
     Source: ours; squaring the z+ map gains more under paper 002's protocol than any change of method. We scale each map by a power of two
     near its maximum, which is exact, so that small values do not vanish.
     """
+
+    control: ClassVar[str] = "contrast"
 
     explainer: Explainer
     power: float = 2.0

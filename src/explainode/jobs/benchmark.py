@@ -37,7 +37,7 @@ from explainode.jobs.protocol import CONTENT, PARTIAL, Protocol, digest
 from explainode.metrics.maps import concatenate_maps
 from explainode.metrics.results import Results
 from explainode.registry.build import check_parameters
-from explainode.registry.compose import plain
+from explainode.registry.composing import plain
 from explainode.report.picks import worst_images
 from explainode.runs.directory import RunDirectory
 from explainode.sharing import SharedResults

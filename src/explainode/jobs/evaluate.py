@@ -14,7 +14,7 @@ from explainode.jobs.images import build_data, count_classes, select_images
 from explainode.jobs.measure import measure
 from explainode.jobs.networks import change_settings, fill_classes, run_networks, run_teachers, single_network
 from explainode.registry.build import check_parameters, instantiate
-from explainode.registry.compose import plain
+from explainode.registry.composing import plain
 from explainode.runs.directory import RunDirectory, run_config
 
 

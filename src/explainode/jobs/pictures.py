@@ -203,7 +203,9 @@ def explain_pictures(
                 chunk_size=settings["chunk_size"],
                 shared=shared,
             )
-            maps.setdefault(name, []).append(to_maps(record, list(range(len(batch))), subject.name, name, 0))
+            maps.setdefault(name, []).append(
+                to_maps(record, list(range(len(batch))), subject.name, name, 0, explainer.control)
+            )
             probabilities = record.logits.softmax(1)
             for row in range(len(batch)):
                 score = scores[first + row]
@@ -240,9 +242,8 @@ def write_pictures(folder: Path, scores: list[dict[str, Any]], maps: list[Maps],
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "scores.json").write_text(json.dumps(scores, indent=1), encoding="utf-8")
-        np.savez_compressed(
-            folder / "maps.npz", **{f"{m.model}/{m.explainer}": m.attribution for m in maps}, image=maps[0].image
-        )
+        arrays: dict[str, Any] = {f"{m.model}/{m.explainer}": m.attribution for m in maps}
+        np.savez_compressed(folder / "maps.npz", **arrays, image=maps[0].image)
         picture = folder / "panel.png"
         panel(maps, names).save(picture)
     except OSError as error:

@@ -20,7 +20,7 @@ from explainode.jobs.networks import build_network
 from explainode.jobs.slurm import check_tasks, cluster_plugins, was_requeued
 from explainode.ranks import rank_and_size
 from explainode.registry.build import check_parameters, instantiate
-from explainode.registry.compose import plain
+from explainode.registry.composing import plain
 from explainode.registry.devices import count_devices
 from explainode.runs.directory import RunDirectory
 from explainode.signals import TrainingInterrupted, at_once

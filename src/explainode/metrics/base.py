@@ -22,7 +22,7 @@ from torchmetrics import Metric
 from explainode.annotations import KINDS
 from explainode.attribution import Explanation
 from explainode.errors import UserError
-from explainode.metrics.results import Curve
+from explainode.metrics.results import ROLES, Curve
 from explainode.metrics.statistics import bootstrap_means, percentile_interval
 
 
@@ -59,6 +59,7 @@ class ExplanationMetric(Metric):
         higher_is_better: of all results, or a mapping from result to it; None is a neutral fact.
         conditional: results that are about some of the images only, so that leaving out the others is no warning.
         needs: kinds of `Annotations`, what the record must carry besides the map; an instance may have needs of its own.
+        role: what the metric judges, one of `ROLES`; tables, verdicts and dashboards go by it, never by a name.
         kind: first word of the protocol.
         version: raised when the definition changes, so that numbers of different definitions have different hashes.
     """
@@ -70,6 +71,7 @@ class ExplanationMetric(Metric):
     higher_is_better: bool | Mapping[str, bool | None] | None = None  # type: ignore[assignment]
     conditional: ClassVar[frozenset[str]] = frozenset()
     needs: frozenset[str] = frozenset()
+    role: ClassVar[str] = "diagnostic"
     kind: ClassVar[str] = ""
     version: ClassVar[int] = 1
     value: Tensor
@@ -86,6 +88,8 @@ class ExplanationMetric(Metric):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        if cls.role not in ROLES:
+            raise UserError(f"{cls.__name__}.role is {cls.role!r}, expected one of {', '.join(ROLES)}")
         if not cls.__dict__.get("results"):
             inherited = cls.results if "columns" not in cls.__dict__ else ()
             cls.results = inherited or cls.columns

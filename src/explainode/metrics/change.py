@@ -26,6 +26,7 @@ class TotalAttributionChange(SmallSteps):
     """
 
     higher_is_better = False
+    role = "sensitivity"
     kind = "total_attribution_change"
 
     def measure(self, explanation: Explanation) -> Tensor:
@@ -49,6 +50,7 @@ class ExpansionRatio(SmallSteps):
 
     columns = ("", "score")
     higher_is_better = False
+    role = "sensitivity"
     kind = "expansion_ratio"
     over_length = True
 

@@ -22,6 +22,7 @@ class CompletenessError(ExplanationMetric):
 
     columns = ("", "relative")
     higher_is_better = False
+    role = "completeness"
     kind = "completeness_error"
 
     def measure(self, explanation: Explanation) -> Tensor:

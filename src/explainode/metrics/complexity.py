@@ -41,6 +41,7 @@ class Complexity(ExplanationMetric):
 
     columns = ("gini", "entropy", "effective_pixels", "effective_share")
     higher_is_better = None
+    role = "complexity"
     kind = "complexity"
 
     def __init__(self, reduction: str = "sum") -> None:

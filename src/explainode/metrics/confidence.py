@@ -34,6 +34,7 @@ class AverageDrop(ExplanationMetric):
 
     columns = ("", "increase")
     higher_is_better = {"": False, "increase": True}
+    role = "faithfulness"
     kind = "average_drop"
 
     def __init__(

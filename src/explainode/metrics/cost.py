@@ -20,6 +20,7 @@ class Cost(ExplanationMetric):
 
     columns = ("forwards", "backwards", "seconds")
     higher_is_better = False
+    role = "cost"
     kind = "cost"
 
     def measure(self, explanation: Explanation) -> Tensor:

@@ -31,6 +31,7 @@ class Diagnostic(ExplanationMetric):
     """
 
     columns = ("", "absolute")
+    role = "diagnostic"
     kind = "diagnostic"
 
     def __init__(self, name: str = "kappa", better: str = "lower") -> None:

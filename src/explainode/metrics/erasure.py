@@ -28,6 +28,7 @@ class AOPC(ScoreAtPoints):
     """
 
     higher_is_better = True
+    role = "faithfulness"
     kind = "aopc"
 
     def __init__(
@@ -63,6 +64,7 @@ class Comprehensiveness(ScoreAtPoints):
     """
 
     higher_is_better = True
+    role = "faithfulness"
     kind = "comprehensiveness"
 
     def __init__(
@@ -89,6 +91,7 @@ class Sufficiency(Comprehensiveness):
     """
 
     higher_is_better = False
+    role = "faithfulness"
     kind = "sufficiency"
 
     def measure(self, explanation: Explanation) -> Tensor:
@@ -114,6 +117,7 @@ class FlipRate(PerturbationPoints):
 
     columns = ("", "least")
     higher_is_better = {"": True, "least": None}
+    role = "faithfulness"
     kind = "flip_rate"
 
     def __init__(

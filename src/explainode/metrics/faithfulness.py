@@ -77,6 +77,7 @@ class Deletion(PerturbationCurve):
     """
 
     higher_is_better = False
+    role = "faithfulness"
     kind = "deletion"
 
 
@@ -87,5 +88,6 @@ class Insertion(PerturbationCurve):
     """
 
     higher_is_better = True
+    role = "faithfulness"
     kind = "insertion"
     insert = True

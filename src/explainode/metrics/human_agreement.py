@@ -49,6 +49,7 @@ class FixationMapAgreement(ExplanationMetric):
     columns = ("", "spearman", "similarity", "kl")
     higher_is_better = {"": True, "spearman": True, "similarity": True, "kl": False}  # type: ignore[assignment]
     needs = frozenset({"fixation_map"})
+    role = "agreement"
     kind = "fixation_map_agreement"
 
     def __init__(self, reduction: str = "sum") -> None:
@@ -95,6 +96,7 @@ class FixationPointAgreement(ExplanationMetric):
     columns = ("", "nss")
     higher_is_better = True
     needs = frozenset({"fixation_points"})
+    role = "agreement"
     kind = "fixation_point_agreement"
 
     def __init__(self, reduction: str = "sum", benchmark: bool = False) -> None:

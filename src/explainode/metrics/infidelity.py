@@ -42,6 +42,7 @@ class Infidelity(ExplanationMetric):
 
     columns = ("", "unscaled", "relative")
     higher_is_better = False
+    role = "faithfulness"
     kind = "infidelity"
 
     def __init__(

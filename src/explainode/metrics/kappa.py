@@ -21,6 +21,7 @@ class Kappa(ExplanationMetric):
     """
 
     higher_is_better = False
+    role = "diagnostic"
     kind = "kappa"
 
     def measure(self, explanation: Explanation) -> Tensor:

@@ -84,6 +84,8 @@ class LocalizationMetric(ExplanationMetric):
         UserError: for an unknown truth or reduction; on update if the record lacks the truth, or has masks of another size than x.
     """
 
+    role = "localization"
+
     higher_is_better = True
     needs = frozenset({"mask"})
 

@@ -18,7 +18,9 @@ def _to_uint8(image: Tensor) -> np.ndarray:
     return (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
-def to_maps(explanation: Explanation, rows: list[int], model: str, explainer: str, epoch: int) -> Maps:
+def to_maps(
+    explanation: Explanation, rows: list[int], model: str, explainer: str, epoch: int, control: str = ""
+) -> Maps:
     """The panel's images of one batch, as a picture needs them."""
     probability = explanation.logits.softmax(1).gather(1, explanation.target[:, None])[:, 0]
     label = explanation.label if explanation.label is not None else torch.full_like(explanation.target, -1)
@@ -26,6 +28,7 @@ def to_maps(explanation: Explanation, rows: list[int], model: str, explainer: st
         model=model,
         explainer=explainer,
         epoch=epoch,
+        control=control,
         image=_to_uint8(explanation.x[rows]),
         attribution=explanation.attribution[rows].cpu().numpy(),
         sample_id=explanation.sample_ids[rows].cpu().numpy(),
@@ -45,4 +48,6 @@ def concatenate_maps(parts: list[Maps], order: Sequence[int]) -> Maps:
     position = {int(sample): row for row, sample in enumerate(merged["sample_id"])}
     rows = [position[sample] for sample in order if sample in position]
     merged = {name: None if value is None else value[rows] for name, value in merged.items()}
-    return Maps(model=parts[0].model, explainer=parts[0].explainer, epoch=parts[0].epoch, **merged)
+    return Maps(
+        model=parts[0].model, explainer=parts[0].explainer, epoch=parts[0].epoch, control=parts[0].control, **merged
+    )

@@ -79,6 +79,7 @@ class PositivePerturbation(PerturbationAccuracy):
     """
 
     higher_is_better = False
+    role = "faithfulness"
     kind = "positive_perturbation"
 
 
@@ -89,5 +90,6 @@ class NegativePerturbation(PerturbationAccuracy):
     """
 
     higher_is_better = True
+    role = "faithfulness"
     kind = "negative_perturbation"
     positive = False

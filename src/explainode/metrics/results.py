@@ -6,13 +6,35 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+ROLES = {
+    "faithfulness": "whether the map shows what the network goes by",
+    "localization": "whether the map lies on the object",
+    "agreement": "whether the map lies where people look",
+    "sensitivity": "how much the map changes when the picture hardly does",
+    "robustness": "what becomes of the map under attack",
+    "sanity": "whether the map depends on the network and the class",
+    "complexity": "how much there is to see in the map",
+    "completeness": "whether the map adds up to what it explains",
+    "cost": "what the map costs",
+    "diagnostic": "what the method says of itself; judges nobody",
+    "performance": "what the network can do, without any map",
+}
+CONTROLS = {
+    "random": "noise that knows neither network nor picture",
+    "center": "a bump in the middle, which knows neither network nor picture",
+    "edges": "the edges of the picture, which knows nothing of the network",
+    "inverted": "another map turned upside down",
+    "contrast": "another map with more contrast and nothing else",
+}
+
 
 @dataclass(frozen=True)
 class Row:
     """One line of metrics.csv: a metric of one explainer on one model, with its 95 % bootstrap interval.
 
     `explainer` is empty for metrics of the model itself (accuracy). `n` images count, `excluded` were NaN or did not apply.
-    `higher_is_better` is None for neutral facts. `protocol` is the metric's short protocol and its hash.
+    `higher_is_better` is None for neutral facts. `protocol` is the metric's short protocol and its hash. `role` is the metric's, one of `ROLES`;
+    `control` is one of `CONTROLS` where the explainer is one, else empty.
     """
 
     epoch: int
@@ -28,6 +50,13 @@ class Row:
     seconds: float
     higher_is_better: bool | None
     protocol: str
+    role: str = "diagnostic"
+    control: str = ""
+
+    @property
+    def is_headline(self) -> bool:
+        """Whether this is the first of its metric's results, whose name is the metric's alone."""
+        return "." not in self.metric
 
 
 @dataclass(frozen=True)
@@ -49,6 +78,7 @@ class Maps:
     Attributes:
         image: (N, H, W, 3) uint8; attribution: (N, C or 1, h, w) float32 (stored as float16 with a scale); mask: (N, H, W) int8 or None.
         sample_id, label, target: (N,) int64; probability: (N,) of the target.
+        control: the row's of this explainer.
         added: so many of the images, the last ones, were not chosen beforehand, but because they turned out to be explained worst.
     """
 
@@ -63,6 +93,7 @@ class Maps:
     probability: np.ndarray
     mask: np.ndarray | None = None
     added: int = 0
+    control: str = ""
 
 
 Key = tuple[str, str, str]  # model, explainer, metric (as in Row)
@@ -82,6 +113,17 @@ class Results:
     curves: dict[Key, Curve] = field(default_factory=dict)
     maps: list[Maps] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+
+    @property
+    def controls(self) -> dict[str, str]:
+        """{explainer: which of `CONTROLS` it is} of those that are one."""
+        found = {row.explainer: row.control for row in self.rows if row.control}
+        return found | {maps.explainer: maps.control for maps in self.maps if maps.control}
+
+    @property
+    def roles(self) -> dict[str, str]:
+        """{metric: which of `ROLES` it has}, of all results of a metric alike."""
+        return {row.metric: row.role for row in self.rows}
 
     def extend(self, other: Results) -> None:
         """Add all that `other` holds; the same key later wins."""

@@ -32,6 +32,7 @@ class ROAD(ScoreAtPoints):
 
     columns = ("", "morf", "lerf")
     higher_is_better = {"": True, "morf": False, "lerf": True}
+    role = "faithfulness"
     kind = "road"
 
     def __init__(

@@ -72,6 +72,7 @@ class MapUnderAttack(ExplanationMetric):
 
     columns = ("", "pearson", "success")
     higher_is_better = {"": True, "pearson": True, "success": None}
+    role = "robustness"
     kind = "map_under_attack"
 
     def __init__(self, attack: Attack, cut: str = ">mean", reduction: str = "sum") -> None:
@@ -127,6 +128,7 @@ class MapUnderMapAttack(ExplanationMetric):
         "noise": True,
         "output": None,
     }
+    role = "robustness"
     kind = "map_under_map_attack"
 
     def __init__(self, attack: MapAttack, cut: str = ">mean", reduction: str = "abs_sum", top: float = 0.1) -> None:
@@ -209,6 +211,7 @@ class HeatmapGuidedPGD(ExplanationMetric):
     higher_is_better = {"": True, "asr_all": True, "step": False, "accuracy": False, "clean": None}
     conditional = frozenset({"", "step"})  # the correctly classified, the fooled
     needs = frozenset({"label"})
+    role = "robustness"
     kind = "guided_pgd"
 
     def __init__(

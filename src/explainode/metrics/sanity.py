@@ -76,6 +76,7 @@ class ParameterRandomization(ExplanationMetric):
 
     columns = ("", "end")
     higher_is_better = False
+    role = "sanity"
     kind = "parameter_randomization"
 
     def __init__(
@@ -152,6 +153,7 @@ class DataRandomization(ExplanationMetric):
     """
 
     higher_is_better = False
+    role = "sanity"
     kind = "data_randomization"
 
     def __init__(self, twin: Callable[[nn.Module], None], similarity: str = "spearman", reduction: str = "sum") -> None:
@@ -191,6 +193,7 @@ class ClassSensitivity(ExplanationMetric):
     """
 
     higher_is_better = False
+    role = "sanity"
     kind = "class_sensitivity"
 
     def __init__(self, other: str = "least", similarity: str = "spearman", reduction: str = "sum") -> None:

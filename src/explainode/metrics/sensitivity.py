@@ -55,6 +55,7 @@ class MaxSensitivity(Sensitivity):
     We do not clamp x' to [0, 1]; captum does not either.
     """
 
+    role = "sensitivity"
     kind = "max_sensitivity"
 
     def __init__(self, radius: float = 0.02, draws: int = 10, units: str = "pixel", repetitions: int = 1) -> None:
@@ -83,6 +84,7 @@ class MeanSensitivity(Sensitivity):
     Source: Bhatt et al. 2020 (average sensitivity); Quantus' `AvgSensitivity`. We divide by ||A(x)|| as captum does for the maximum.
     """
 
+    role = "sensitivity"
     kind = "mean_sensitivity"
 
     def over_draws(self, distance: Tensor) -> Tensor:
@@ -106,6 +108,7 @@ class LocalLipschitz(SmallSteps):
 
     columns = ("", "relative")
     higher_is_better = False
+    role = "sensitivity"
     kind = "local_lipschitz"
     over_length = True
 

@@ -51,6 +51,7 @@ class Smoothness(ExplanationMetric):
 
     columns = ("total_variation", "high_frequency")
     higher_is_better = None
+    role = "complexity"
     kind = "smoothness"
 
     def __init__(self, reduction: str = "sum") -> None:

@@ -8,6 +8,6 @@ __getattr__, __dir__, __all__ = public(
         "entries": "GROUPS MANY_OF Entry add_config_folder conf_folder describe load names",
         "targets": "allow_targets check_targets locate",
         "build": "check_parameters get instantiate",
-        "compose": "compose plain",
+        "composing": "compose plain",
     },
 )

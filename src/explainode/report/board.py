@@ -13,13 +13,6 @@ from explainode.metrics.agreement import mean_ranks
 from explainode.metrics.results import Maps
 from explainode.report.colors import Colors, fault, reduce_maps, scales_of
 
-CONTROLS = ("random_map", "centre_prior", "center_prior", "edge_map", "inverted_map", "squared")
-
-
-def is_control(explainer: str) -> bool:
-    """Whether an explainer is one of the controls: what knows nothing of the model, or (`squared`) nothing more than another map but its contrast."""
-    return explainer.startswith(CONTROLS)
-
 
 @dataclass(frozen=True)
 class Board:
@@ -30,6 +23,7 @@ class Board:
         heatmap: {(model, explainer): (N, H, W) float32}; a pair that was not measured is missing.
         target, probability: {model: (N,)} the explained class and its probability; epoch: {model: last epoch}.
         kind: {explainer: "magnitude" | "signed" | "paper002"}; scale: {(model, explainer): (N,)}.
+        controls: {explainer: which control it is} of those that are one.
         fixed: so many of the images, the first ones, were chosen before anything was measured.
     """
 
@@ -46,6 +40,7 @@ class Board:
     kind: dict[str, str]
     scale: dict[tuple[str, str], np.ndarray]
     colors: Colors
+    controls: dict[str, str]
     fixed: int
 
     def __len__(self) -> int:
@@ -79,7 +74,8 @@ def make_board(
             )
         heatmap[m.model, m.explainer] = reduce_maps(m.attribution[rows[id(m)]], image.shape[1:3], reduction)
     models, explainers = list(dict.fromkeys(m.model for m in maps)), list(dict.fromkeys(m.explainer for m in maps))
-    explainers.sort(key=is_control)
+    controls = {m.explainer: m.control for m in maps if m.control}
+    explainers.sort(key=lambda e: e in controls)
     kind: dict[str, str] = {}
     scales: dict[tuple[str, str], np.ndarray] = {}
     for explainer in explainers:
@@ -103,6 +99,7 @@ def make_board(
         kind=kind,
         scale=scales,
         colors=colors,
+        controls=controls,
         fixed=sum(sample in beforehand for sample in order),
     )
 
@@ -118,7 +115,7 @@ def disagreement(board: Board) -> np.ndarray:
     Between models where there are several, otherwise between explainers. Constant, NaN and infinite maps have no ranks and are left
     out; NaN where nothing is left to compare.
     """
-    explainers = [e for e in board.explainers if not is_control(e)]
+    explainers = [e for e in board.explainers if e not in board.controls]
     groups = (
         [[(m, e) for m in board.models] for e in explainers]
         if len(board.models) > 1

@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from explainode.metrics.results import Key, Results, Row
+from explainode.metrics.results import ROLES, Key, Results, Row
 from explainode.metrics.statistics import holm, paired_comparison
-from explainode.report.board import is_control
 from explainode.runs.directory import final
 
 LEVEL = 0.05
-HEADLINES = (
-    "max_sensitivity",
-    "deletion",
-    "insertion",
-    "pixel_auroc",
-    "best_area_miou",
-    "segmentation_agreement",
-)  # what is asked first of two models
-FAITHFUL = (  # what a control can be beaten on; a constant map is never sensitive
-    "deletion", "insertion", "pixel_auroc", "best_area_miou", "segmentation_agreement", "pointing_game", "energy_pointing_game", "relevance_mass",
-    "relevance_rank", "box_iou", "fixation_map_agreement", "fixation_point_agreement", "road", "negative_perturbation", "aopc", "infidelity",
-    "positive_perturbation", "pixel_average_precision", "average_drop", "comprehensiveness", "sufficiency", "flip_rate",
-)  # fmt: skip
-CENTRE = ("centre_prior", "center_prior")
-FACTS = ("cost", "completeness_error")  # have a direction, but are no reason to trust one network more than another
+# roles by what they are asked for; within a role what was measured first
+ASKED_FIRST = ("sensitivity", "faithfulness", "localization")  # of two models
+JUDGES = (
+    "faithfulness",
+    "localization",
+    "agreement",
+)  # what a control can be beaten on; a constant map is never sensitive
+FACTS = ("cost", "completeness")  # have a direction, but are no reason to trust one network more than another
 
 
 @dataclass(frozen=True)
@@ -52,6 +44,7 @@ class Comparison:
     n: int
     higher_is_better: bool
     effect: float = float("nan")
+    role: str = "diagnostic"
 
     @property
     def outcome(self) -> str:
@@ -71,9 +64,9 @@ def final_rows(results: Results) -> dict[Key, Row]:
     return {(row.model, row.explainer, row.metric): row for row in final(results).rows}
 
 
-def is_primary(metric: str) -> bool:
+def is_primary(found: Row | Comparison) -> bool:
     """Whether a result is a metric's headline and says something about trust: what verdicts count and tables show first."""
-    return "." not in metric and not metric.startswith(FACTS)
+    return "." not in found.metric and found.role not in FACTS
 
 
 def compare_models(results: Results, reference: str | None = None) -> list[Comparison]:
@@ -93,27 +86,22 @@ def compare_models(results: Results, reference: str | None = None) -> list[Compa
             and other is not None
             and other.protocol == row.protocol
             and explainer
-            and not is_control(explainer)
+            and not row.control
         )
         if comparable and row.higher_is_better is not None:
-            found = _compare(results, (model, explainer, metric), (reference, explainer, metric), row.higher_is_better)
+            found = _compare(results, (model, explainer, metric), (reference, explainer, metric), row)
             pairs += [] if found is None else [found]
     return [
-        *_corrected([c for c in pairs if is_primary(c.metric)]),
-        *_corrected([c for c in pairs if not is_primary(c.metric)]),
+        *_corrected([c for c in pairs if is_primary(c)]),
+        *_corrected([c for c in pairs if not is_primary(c)]),
     ]
 
 
 def headline_metric(results: Results) -> str | None:
-    """The metric that a verdict on models quotes: by the order of HEADLINES, not by the numbers, else the first one measured."""
-    return _first_of(
-        HEADLINES,
-        [
-            m
-            for (_, e, m), row in final_rows(results).items()
-            if e and is_primary(m) and row.higher_is_better is not None
-        ],
-    )
+    """The metric that a verdict on models quotes: by its role, not by the numbers, else the first one measured."""
+    rows = final_rows(results)
+    asked = [row for (_, e, _), row in rows.items() if e and is_primary(row) and row.higher_is_better is not None]
+    return first_by_role((*ASKED_FIRST, *ROLES), asked)
 
 
 def compare_headline(results: Results, subject: str, reference: str, metric: str) -> tuple[Comparison, int] | None:
@@ -127,7 +115,7 @@ def compare_headline(results: Results, subject: str, reference: str, metric: str
         for (model, e, m), row in rows.items()
         if (model, m) == (subject, metric)
         and e
-        and not is_control(e)
+        and not row.control
         and (reference, e, metric) in rows
         and rows[reference, e, metric].protocol == row.protocol
         and (subject, e, metric) in results.per_image
@@ -135,11 +123,13 @@ def compare_headline(results: Results, subject: str, reference: str, metric: str
     ]
     if not explainers:
         return None
-    better = rows[subject, explainers[0], metric].higher_is_better
+    row = rows[subject, explainers[0], metric]
     pooled = Results(
         per_image={(model, "", metric): pool(results, model, explainers, metric) for model in (subject, reference)}
     )
-    found = None if better is None else _compare(pooled, (subject, "", metric), (reference, "", metric), better)
+    found = (
+        None if row.higher_is_better is None else _compare(pooled, (subject, "", metric), (reference, "", metric), row)
+    )
     return None if found is None else (replace(found, adjusted=found.p), len(explainers))
 
 
@@ -147,17 +137,19 @@ def compare_controls(results: Results, model: str) -> list[Comparison]:
     """Each explainer of a model against each control on the first faithfulness metric there is; Holm's correction over all of them."""
     rows = {(e, m): row for (name, e, m), row in final_rows(results).items() if name == model and e}
     measured = [
-        m for (e, m), row in rows.items() if row.higher_is_better is not None and (model, e, m) in results.per_image
+        row
+        for (e, m), row in rows.items()
+        if row.role in JUDGES and row.higher_is_better is not None and (model, e, m) in results.per_image
     ]
-    metric = _first_of(FAITHFUL, [m for m in measured if m.startswith(FAITHFUL)])
-    names = [e for e, m in rows if m == metric]
+    metric = first_by_role(JUDGES, measured)
+    if metric is None:
+        return []
+    mine = {e: row for (e, m), row in rows.items() if m == metric and row.higher_is_better is not None}
     pairs = []
-    for explainer in names:
-        for control in names:
-            better = None if metric is None else rows[explainer, metric].higher_is_better
-            if metric is not None and better is not None and is_control(control) and not is_control(explainer):
-                found = _compare(results, (model, explainer, metric), (model, control, metric), better)
-                pairs += [] if found is None else [replace(found, subject=explainer, reference=control, explainer="")]
+    for explainer in (e for e, row in mine.items() if not row.control):
+        for control in (e for e, row in mine.items() if row.control):
+            found = _compare(results, (model, explainer, metric), (model, control, metric), mine[explainer])
+            pairs += [] if found is None else [replace(found, subject=explainer, reference=control, explainer="")]
     return _corrected(pairs)
 
 
@@ -167,13 +159,15 @@ def compare_prior(results: Results, model: str) -> list[Comparison]:
     Empty where there is no centre prior. Objects stand in the middle of most pictures: what does not beat it may know no more than that.
     """
     rows = {(e, m): row for (name, e, m), row in final_rows(results).items() if name == model and e}
-    prior = next((e for e, _ in rows if e.startswith(CENTRE)), None)
-    found = []
-    for metric in dict.fromkeys(m for _, m in rows if m.startswith(FAITHFUL) and is_primary(m)):
+    prior = next((e for (e, _), row in rows.items() if row.control == "center"), None)
+    found: list[Comparison] = []
+    if prior is None:
+        return found
+    for metric in dict.fromkeys(m for (_, m), row in rows.items() if row.role in JUDGES and is_primary(row)):
         family = []
         for (explainer, m), row in rows.items():
-            if m == metric and prior is not None and not is_control(explainer) and row.higher_is_better is not None:
-                pair = _compare(results, (model, explainer, metric), (model, prior, metric), row.higher_is_better)
+            if m == metric and not row.control and row.higher_is_better is not None:
+                pair = _compare(results, (model, explainer, metric), (model, prior, metric), row)
                 family += [] if pair is None else [replace(pair, subject=explainer, reference=prior, explainer="")]
         found += _corrected(family)
     return found
@@ -181,16 +175,14 @@ def compare_prior(results: Results, model: str) -> list[Comparison]:
 
 def compare_accuracy(results: Results, subject: str, reference: str) -> Comparison | None:
     """Both models' accuracy on the images they share; None where it was not measured."""
-    found = _compare(results, (subject, "", "accuracy"), (reference, "", "accuracy"), True)
+    row = final_rows(results).get((subject, "", "accuracy"))
+    found = None if row is None else _compare(results, (subject, "", "accuracy"), (reference, "", "accuracy"), row)
     return None if found is None else replace(found, adjusted=found.p)
 
 
-def _first_of(wanted: Sequence[str], names: Sequence[str]) -> str | None:
-    for word in wanted:
-        for name in names:
-            if name.startswith(word):
-                return name
-    return names[0] if names else None
+def first_by_role(roles: Sequence[str], rows: Iterable[Row]) -> str | None:
+    """The metric of the first of the roles that any row has, of several the one measured first; None where no row has one of them."""
+    return next((row.metric for role in roles for row in rows if row.role == role), None)
 
 
 def pool(results: Results, model: str, explainers: Sequence[str], metric: str) -> dict[int, float]:
@@ -200,7 +192,7 @@ def pool(results: Results, model: str, explainers: Sequence[str], metric: str) -
     return {sample: float(np.mean([v[sample] for v in values])) for sample in sorted(common)}
 
 
-def _compare(results: Results, subject: Key, reference: Key, higher_is_better: bool) -> Comparison | None:
+def _compare(results: Results, subject: Key, reference: Key, row: Row) -> Comparison | None:
     a, b = results.per_image.get(subject, {}), results.per_image.get(reference, {})
     common = [sample for sample in a if sample in b and not np.isnan(a[sample] - b[sample])]
     if not common:
@@ -219,8 +211,9 @@ def _compare(results: Results, subject: Key, reference: Key, higher_is_better: b
         p=found.p,
         adjusted=float("nan"),
         n=found.n,
-        higher_is_better=higher_is_better,
+        higher_is_better=bool(row.higher_is_better),
         effect=found.effect,
+        role=row.role,
     )
 
 

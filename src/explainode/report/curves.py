@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from explainode.metrics.results import Curve, Key, Results, Row
-from explainode.report.board import is_control
 from explainode.report.comparisons import final_rows, is_primary, model_names
 from explainode.wording import arrow
 
@@ -26,20 +25,28 @@ INK, FAINT = "#010203", "#040506"  # stand-ins that become the page's own text a
 SUBPLOTS = 12  # of one figure
 
 
-def curve_figure(curves: Mapping[Key, Curve], metric: str, direction: bool | None = None) -> str:
+def curve_figure(
+    curves: Mapping[Key, Curve], metric: str, direction: bool | None = None, controls: Mapping[str, str] | None = None
+) -> str:
     """SVG of the mean curves of one metric with their 95 % bands.
 
     Several models: one small plot per explainer with a line per model, and a control dotted beneath, to be beaten. One model: one plot
     with a line per explainer, controls dotted.
+
+    Args:
+        controls: {explainer: which control it is} of those that are one.
     """
+    controls = controls or {}
     mine = {(model, explainer): curve for (model, explainer, m), curve in curves.items() if m == metric}
     models = list(dict.fromkeys(model for model, _ in mine))
-    explainers = sorted(dict.fromkeys(explainer for _, explainer in mine), key=is_control)
+    explainers = sorted(dict.fromkeys(explainer for _, explainer in mine), key=lambda e: e in controls)
     if not mine:
         return ""
     if len(models) > 1:
-        control = next((e for e in sorted(explainers, key=lambda e: not e.startswith("random")) if is_control(e)), None)
-        shown = [e for e in explainers if not is_control(e)] or explainers
+        control = next(
+            iter(sorted(controls.keys() & set(explainers), key=lambda e: (controls[e] != "random", e))), None
+        )
+        shown = [e for e in explainers if e not in controls] or explainers
         plots = [(e, [(m, mine[m, e], i, 0) for i, m in enumerate(models) if (m, e) in mine]) for e in shown[:SUBPLOTS]]
         if control is not None and control not in shown:
             below = [
@@ -50,7 +57,7 @@ def curve_figure(curves: Mapping[Key, Curve], metric: str, direction: bool | Non
             plots = [(e, lines + below) for e, lines in plots]
     else:
         lines = [
-            (e, mine[models[0], e], i % len(SERIES), 2 if is_control(e) else i // len(SERIES))
+            (e, mine[models[0], e], i % len(SERIES), 2 if e in controls else i // len(SERIES))
             for i, e in enumerate(explainers)
         ]
         plots = [(models[0], lines)]
@@ -68,7 +75,7 @@ def curve_figure(curves: Mapping[Key, Curve], metric: str, direction: bool | Non
                 linewidth=1.2 if dash == 2 else 1.7,
                 label=name,
             )
-        _title(axis, title + (" (control)" if is_control(title) else ""))
+        _title(axis, title + (" (control)" if title in controls else ""))
     _share_y(axes)
     first = next(iter(mine.values()))
     _outer_labels(axes, min(4, len(plots)), first.x_label, first.y_label)
@@ -86,9 +93,9 @@ def trend_figure(results: Results, metrics: int = 4, explainers: int = 6) -> str
     if not rows:
         return ""
     models = model_names(results)
-    directed = [r.metric for r in rows if r.explainer and is_primary(r.metric) and r.higher_is_better is not None]
+    directed = [r.metric for r in rows if r.explainer and is_primary(r) and r.higher_is_better is not None]
     chosen = list(dict.fromkeys(directed))[:metrics]
-    columns = [e for e in dict.fromkeys(r.explainer for r in rows) if e and not is_control(e)][:explainers]
+    columns = [e for e in dict.fromkeys(r.explainer for r in rows if not r.control) if e][:explainers]
     cells: list[tuple[str, str]] = [(e, m) for m in chosen for e in columns]
     if any(r.metric == "accuracy" for r in rows):
         cells.insert(0, ("", "accuracy"))

@@ -9,7 +9,6 @@ from pathlib import Path
 from explainode.errors import UserError
 from explainode.files import replace_file
 from explainode.metrics.results import Results, Row
-from explainode.report.board import is_control
 from explainode.report.comparisons import final_rows, is_primary, model_names
 from explainode.report.rank_figure import rank_figure, standalone
 from explainode.report.standing import standing
@@ -38,8 +37,10 @@ def write_exports(folder: RunDirectory, results: Results) -> list[Path]:
     }
     for model in model_names(results):
         found = standing(results, model)
-        for metric, ranks in ({} if found is None else found.ranks).items():
-            figure = rank_figure(ranks, f"{metric} of {model}")
+        if found is None:
+            continue
+        for metric, ranks in found.ranks.items():
+            figure = rank_figure(ranks, f"{metric} of {model}", found.controls)
             written[f"figures/ranks_{file_part(model)}_{file_part(metric)}.svg"] = standalone(figure)
     for name, text in written.items():
         replace_file(folder.path / name, text.encode())
@@ -56,12 +57,13 @@ def results_to_latex(results: Results, name: str = "run") -> str:
     A cell is the mean and half the width of its 95 % bootstrap interval; the best explainer of a column is bold, controls are set apart in
     italics and never bold. Where there are more models than explainers, as in a sweep, models stand below each other, one table per explainer.
     """
-    rows = {key: row for key, row in final_rows(results).items() if key[1] and is_primary(key[2])}
+    rows = {key: row for key, row in final_rows(results).items() if key[1] and is_primary(row)}
+    controls = results.controls
     models = [model for model in model_names(final(results)) if any(key[0] == model for key in rows)]
-    explainers = sorted(dict.fromkeys(e for _, e, _ in rows), key=is_control)
+    explainers = sorted(dict.fromkeys(e for _, e, _ in rows), key=lambda e: e in controls)
     head = "% Needs \\usepackage{booktabs}. Mean over images and half the width of the 95 % bootstrap interval."
     tables: list[str] = []
-    if len(models) > len([e for e in explainers if not is_control(e)]):
+    if len(models) > len([e for e in explainers if e not in controls]):
         for explainer in explainers:
             cells = {(m, metric): row for (m, e, metric), row in rows.items() if e == explainer}
             lines = {m: f"{latex(m)}{_accuracy(results, m)}" for m in models}
@@ -69,15 +71,16 @@ def results_to_latex(results: Results, name: str = "run") -> str:
                 cells,
                 lines,
                 frozenset(),
-                f"{latex(explainer)}{' (a control)' if is_control(explainer) else ''}",
+                f"{latex(explainer)}{' (a control)' if explainer in controls else ''}",
                 f"{name}-{explainer}",
             )
     else:
         for model in models:
             cells = {(e, metric): row for (m, e, metric), row in rows.items() if m == model}
-            lines = {e: rf"\textit{{{latex(e)}}}" if is_control(e) else latex(e) for e in explainers}
-            controls = frozenset(e for e in explainers if is_control(e))
-            tables += _tables(cells, lines, controls, f"{latex(model)}{_accuracy(results, model)}", f"{name}-{model}")
+            lines = {e: rf"\textit{{{latex(e)}}}" if e in controls else latex(e) for e in explainers}
+            tables += _tables(
+                cells, lines, frozenset(controls), f"{latex(model)}{_accuracy(results, model)}", f"{name}-{model}"
+            )
     return "\n\n".join([head, *tables]) + "\n"
 
 

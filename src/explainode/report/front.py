@@ -9,12 +9,10 @@ import numpy as np
 
 from explainode.metrics.results import Results, Row
 from explainode.metrics.statistics import bootstrap_interval
-from explainode.report.board import is_control
 from explainode.report.comparisons import final_rows, is_primary, model_names, pool
 from explainode.report.curves import INK, SERIES, axes_grid, to_svg
 from explainode.wording import arrow, enumerate_words, percent
 
-SENSITIVITY = ("max_sensitivity", "mean_sensitivity", "local_lipschitz", "expansion_ratio", "total_attribution_change")
 MOST_LABELS = 12
 ACCURACY_GAP = 0.02  # above it, the weaker net may be less sensitive for the wrong reason
 
@@ -57,21 +55,19 @@ def accuracy_front(results: Results) -> Front | None:
     """Accuracy and the first sensitivity that two or more models have for the same explainers; None where there is none."""
     rows = final_rows(results)
     models = [model for model in model_names(results) if not math.isnan(_accuracy(rows, model))]
-    for word in SENSITIVITY:
-        for metric in dict.fromkeys(m for _, e, m in rows if m.startswith(word) and e and is_primary(m)):
-            having = {
-                model: {
-                    e
-                    for (name, e, m) in rows
-                    if (name, m) == (model, metric) and e and not is_control(e) and (name, e, m) in results.per_image
-                }
-                for model in models
-            }
-            having = {model: explainers for model, explainers in having.items() if explainers}
-            shared = set.intersection(*having.values()) if having else set()
-            if len(having) > 1 and shared:
-                order = tuple(dict.fromkeys(e for _, e, m in rows if m == metric and e in shared))
-                return Front(metric, order, _points(results, list(having), metric, order))
+    sensitive = {key: row for key, row in rows.items() if row.role == "sensitivity" and key[1] and is_primary(row)}
+    for metric in dict.fromkeys(m for _, _, m in sensitive):
+        mine = [(name, e) for (name, e, m), row in sensitive.items() if m == metric and not row.control]
+        having = {model: {e for name, e in mine if name == model} for model in models}
+        having = {
+            model: measured
+            for model, explainers in having.items()
+            if (measured := {e for e in explainers if (model, e, metric) in results.per_image})
+        }
+        shared = set.intersection(*having.values()) if having else set()
+        if len(having) > 1 and shared:
+            order = tuple(dict.fromkeys(e for _, e in mine if e in shared))
+            return Front(metric, order, _points(results, list(having), metric, order))
     return None
 
 

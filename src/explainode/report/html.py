@@ -144,7 +144,7 @@ def _warnings(warnings: list[str]) -> Markup:
 def _curves(results: Results) -> Markup:
     curves = finite_curves(results)
     figures = [
-        join(tag("h3", metric), _figure(curve_figure(curves, metric, direction), ""))
+        join(tag("h3", metric), _figure(curve_figure(curves, metric, direction, results.controls), ""))
         for metric, direction in list(curve_metrics(results).items())[:CURVE_FIGURES]
     ]
     note = tag("p", "Mean over images; the band is its 95 % interval.", class_="note")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from explainode.metrics.results import Results
-from explainode.report.board import Board, is_control
+from explainode.report.board import Board
 from explainode.report.colors import data_uri, fault, webp
 from explainode.report.html_tables import model_dot
 from explainode.report.markup import Markup, join, tag
@@ -109,7 +109,10 @@ def _card(pick: Pick, board: Board, class_names: Sequence[str], encoding: Encodi
         head = tag(
             "tr",
             tag("td"),
-            [tag("th", _breakable(e), scope="col", class_="control" if is_control(e) else None) for e in explainers],
+            [
+                tag("th", _breakable(e), scope="col", class_="control" if e in board.controls else None)
+                for e in explainers
+            ],
         )
         bands.append(
             tag(

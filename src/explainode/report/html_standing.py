@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 import numpy as np
 
 from explainode.metrics.ranks import Ranks
 from explainode.metrics.results import Results
-from explainode.report.board import Board, is_control, map_agreement
+from explainode.report.board import Board, map_agreement
 from explainode.report.comparisons import Comparison, compare_prior
 from explainode.report.front import Front, front_figure
 from explainode.report.html_tables import SIGNS, model_dot
@@ -69,7 +69,10 @@ def _diagram(found: Standing, metric: str, ranks: Ranks) -> Markup:
     about = f"Friedman {p_phrase(ranks.p)}, n = {ranks.n}" if not math.isnan(ranks.p) else f"all tied, n = {ranks.n}"
     head = tag("figcaption", tag("b", title), f" · {about}")
     return tag(
-        "figure", head, tag("div", rank_figure(ranks, f"{metric} of {found.model}"), class_="scroll"), class_="ranking"
+        "figure",
+        head,
+        tag("div", rank_figure(ranks, f"{metric} of {found.model}", found.controls), class_="scroll"),
+        class_="ranking",
     )
 
 
@@ -97,14 +100,14 @@ def _mean_ranks(found: Standing) -> Markup:
         for metric, ranks in found.ranks.items():
             rank = f"{ranks.mean_rank[ranks.names.index(explainer)]:.1f}" if explainer in ranks.names else "–"
             cells.append(
-                tag("td", tag("b", rank) if explainer in first[metric] and not is_control(explainer) else rank)
+                tag("td", tag("b", rank) if explainer in first[metric] and explainer not in found.controls else rank)
             )
         body.append(
             tag(
                 "tr",
                 tag("th", explainer, scope="row", class_="sticky"),
                 cells,
-                class_="control" if is_control(explainer) else None,
+                class_="control" if explainer in found.controls else None,
             )
         )
     title = f"Mean ranks of {found.model} by metric"
@@ -233,14 +236,15 @@ def agreement_section(standings: Sequence[Standing], board: Board | None, models
             settings.append(join(tag("p", who, stable.sentence, class_="finding"), shown))
     for model in models:
         names, matrix = ((), np.empty((0, 0))) if board is None else map_agreement(board, model)
+        controls = {} if board is None else board.controls
         if len(names) > 2:
             table = matrix_table(
                 names,
                 matrix,
                 f"Rank correlation between the maps of {model}",
-                frozenset(n for n in names if is_control(n)),
+                frozenset(controls),
             )
-            text = _maps_sentence(names, matrix)
+            text = _maps_sentence(names, matrix, controls)
             maps.append(
                 _of_model(
                     models,
@@ -274,8 +278,8 @@ def _folded(content: Markup, title: str, unfolded: bool = False) -> Markup:
     return tag("details", tag("summary", title), content, open=unfolded)
 
 
-def _maps_sentence(names: Sequence[str], matrix: np.ndarray) -> str:
-    real = [i for i, name in enumerate(names) if not is_control(name)]
+def _maps_sentence(names: Sequence[str], matrix: np.ndarray, controls: Container[str]) -> str:
+    real = [i for i, name in enumerate(names) if name not in controls]
     pairs = sorted(
         (float(matrix[i, j]), names[i], names[j])
         for k, i in enumerate(real)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 from explainode.metrics.results import Results, Row
-from explainode.report.board import is_control
 from explainode.report.comparisons import Comparison, final_rows, headline_metric, is_primary, model_names
 from explainode.report.markup import Markup, join, tag
 from explainode.report.tables import Line, is_marked, table_lines
@@ -38,9 +37,7 @@ def model_tiles(results: Results) -> Markup:
         accuracy = mine.get((model, "", "accuracy"))
         lines = [] if accuracy is None else [_fact("accuracy ↑", percent(accuracy.value), _percents(accuracy))]
         headline = [
-            r
-            for (_, e, name), r in mine.items()
-            if name == metric and e and not is_control(e) and not math.isnan(r.value)
+            r for (_, e, name), r in mine.items() if name == metric and e and not r.control and not math.isnan(r.value)
         ]
         if headline:
             over = f" (mean of {len(headline)} explainers)" if len(headline) > 1 else f" ({headline[0].explainer})"
@@ -65,7 +62,7 @@ def _percents(row: Row) -> str:
 
 def glance(results: Results, verdict: Verdict) -> Markup:
     """Headline metrics by explainers: where the other models are better, worse or undecided against the first."""
-    primary = [c for c in verdict.comparisons if is_primary(c.metric)]
+    primary = [c for c in verdict.comparisons if is_primary(c)]
     if not primary:
         return Markup("")
     metrics, explainers = (
@@ -123,7 +120,7 @@ def metrics_section(results: Results, verdict: Verdict) -> Markup:
     models = model_names(results)
     lines = table_lines(results, verdict.comparisons)
     shown = {m: of for m, of in lines.items() if m != "accuracy"}  # which has the tiles
-    first = {m: of for m, of in shown.items() if is_primary(m)}
+    first = {m: of for m, of in shown.items() if is_primary(next(iter(of[0].cells.values())))}
     other = {m: of for m, of in shown.items() if m not in first}
     shown_first = list(first)[: _fitting([len(of) for of in first.values()])]
     rest = {m: of for m, of in first.items() if m not in shown_first}

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from explainode.errors import UserError
 from explainode.metrics.results import Maps
-from explainode.report.board import Board, is_control, make_board
+from explainode.report.board import Board, make_board
 from explainode.report.colors import COLOR_MAPS, Colors, enlarge, heatmap_to_rgb, overlay
 
 STYLES = ("map", "overlay")
@@ -109,8 +109,8 @@ def panel(
             x += GAP
             group = [c for c in columns if c[1] == column[1]]
             span = len(group) * step_x - GAP
-            name = column[1] + (" (control)" if is_control(column[1]) else "")
-            _text(draw, (x, 14), name, span, 14, MUTED if is_control(column[1]) else INK)
+            name = column[1] + (" (control)" if column[1] in board.controls else "")
+            _text(draw, (x, 14), name, span, 14, MUTED if column[1] in board.controls else INK)
             draw.line((x, 33, x + span - 1, 33), fill=LINE)
         left[column] = x
         _text(draw, (x, 39), column[0], cell_w, 12, MUTED)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from explainode.metrics.results import Results
-from explainode.report.board import Board, disagreement, is_control
-from explainode.report.comparisons import FAITHFUL, final_rows
+from explainode.report.board import Board, disagreement
+from explainode.report.comparisons import JUDGES, final_rows, first_by_role
 
 EACH = 8  # images of a group at most
 
@@ -67,16 +67,16 @@ def choose_images(results: Results, board: Board, each: int = EACH) -> list[Grou
 def unfaithfulness(results: Results) -> tuple[str | None, dict[int, float]]:
     """The metric that ranks images, and how bad each measured image's explanations are: averaged over explainers (controls aside) and models."""
     rows = {key: row for key, row in final_rows(results).items() if key in results.per_image}
-    names = [metric for name in FAITHFUL for _, _, metric in rows if metric.startswith(name)]
-    if not names:
+    metric = first_by_role(JUDGES, rows.values())
+    if metric is None:
         return None, {}
     values: dict[int, list[float]] = {}
     for key, row in rows.items():
-        if key[2] == names[0] and not is_control(key[1]) and row.higher_is_better is not None:
+        if key[2] == metric and not row.control and row.higher_is_better is not None:
             for sample, value in results.per_image[key].items():
                 if not np.isnan(value):
                     values.setdefault(sample, []).append(-value if row.higher_is_better else value)
-    return names[0], {sample: float(np.mean(values[sample])) for sample in sorted(values)}
+    return metric, {sample: float(np.mean(values[sample])) for sample in sorted(values)}
 
 
 def worst_images(results: Results, each: int = EACH) -> list[int]:

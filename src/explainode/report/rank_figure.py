@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 from explainode.metrics.ranks import Ranks
-from explainode.report.board import is_control
 from explainode.report.markup import Markup, tag
 from explainode.wording import number
 
@@ -29,8 +28,8 @@ def standalone(figure: Markup) -> str:
     return f"{opening.replace('<svg', '<svg xmlns=' + chr(34) + 'http://www.w3.org/2000/svg' + chr(34), 1)}>{tag('style', Markup(STYLE))}{rest}\n"
 
 
-def rank_figure(ranks: Ranks, title: str) -> Markup:
-    """SVG: the best mean rank at the left. Controls are in italics; the bar above the axis is Nemenyi's critical difference.
+def rank_figure(ranks: Ranks, title: str, controls: Container[str] = ()) -> Markup:
+    """SVG: the best mean rank at the left. `controls` are in italics; the bar above the axis is Nemenyi's critical difference.
 
     Source: Demšar 2006, Fig. 1. Our bars join what paired tests do not tell apart (see `metrics.ranks`), not what lies within that difference.
     """
@@ -57,7 +56,7 @@ def rank_figure(ranks: Ranks, title: str) -> Markup:
         row = place if on_left else k - 1 - place
         y = top + LINE * row
         at, edge = x(float(ranks.mean_rank[place])), side - 8 if on_left else width - side + 8
-        control = is_control(name)
+        control = name in controls
         shown = name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
         label = tag("tspan", shown, class_="control" if control else None)
         mean = tag("tspan", f"{ranks.mean_rank[place]:.2f}", class_="tick")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
@@ -13,8 +13,7 @@ from explainode.errors import UserError
 from explainode.metrics.ranks import LEVEL, Ranks, mean_over_metrics, rank_explainers, reversals
 from explainode.metrics.results import Results, Row
 from explainode.metrics.statistics import kendall_matrix
-from explainode.report.board import is_control
-from explainode.report.comparisons import FAITHFUL, final_rows, is_primary
+from explainode.report.comparisons import JUDGES, final_rows, is_primary
 from explainode.wording import correlation, enumerate_words, number, p_phrase
 
 FEWEST = 3  # explainers, controls aside: fewer need no ranking
@@ -32,7 +31,7 @@ class Standing:
         left_out: {metric: explainers that have a value for less than half of the images of the others}.
         mean: {explainer: mean rank over the metrics}, best first; explainers that all metrics rank.
         score: {headline metric: {explainer: value}} of the explainers that are no controls, higher is better.
-        protocol: {headline metric: its protocol}.
+        protocol: {headline metric: its protocol}; controls: {explainer: which control it is} of those that are one.
     """
 
     model: str
@@ -42,6 +41,7 @@ class Standing:
     mean: dict[str, float] = field(default_factory=dict)
     score: dict[str, dict[str, float]] = field(default_factory=dict)
     protocol: dict[str, str] = field(default_factory=dict)
+    controls: dict[str, str] = field(default_factory=dict)
 
 
 def standing(results: Results, model: str) -> Standing | None:
@@ -52,18 +52,19 @@ def standing(results: Results, model: str) -> Standing | None:
     """
     rows: dict[str, dict[str, Row]] = {}
     for (name, explainer, metric), row in final_rows(results).items():
-        if name == model and explainer and is_primary(metric) and row.higher_is_better is not None:
+        if name == model and explainer and is_primary(row) and row.higher_is_better is not None:
             rows.setdefault(metric, {})[explainer] = row
     explainers = dict.fromkeys(e for of_metric in rows.values() for e in of_metric)
-    if sum(not is_control(e) for e in explainers) < FEWEST:
+    controls = {e: control for e, control in results.controls.items() if e in explainers}
+    if len(explainers) - len(controls) < FEWEST:
         return None
-    found = Standing(model)
-    for metric in sorted(rows, key=_first):
+    found = Standing(model, controls=controls)
+    for metric in sorted(rows, key=lambda metric: _place(next(iter(rows[metric].values())))):
         better = next(iter(rows[metric].values())).higher_is_better
         sign = 1 if better else -1
         found.protocol[metric] = next(iter(rows[metric].values())).protocol
         found.score[metric] = {
-            e: sign * row.value for e, row in rows[metric].items() if not is_control(e) and not math.isnan(row.value)
+            e: sign * row.value for e, row in rows[metric].items() if not row.control and not math.isnan(row.value)
         }
         values = {
             e: results.per_image[model, e, metric] for e in rows[metric] if results.per_image.get((model, e, metric))
@@ -83,9 +84,9 @@ def standing(results: Results, model: str) -> Standing | None:
     return found
 
 
-def _first(metric: str) -> int:
+def _place(row: Row) -> int:
     """The place of a metric: what controls can be beaten on comes first, the rest as it was measured."""
-    return next((i for i, word in enumerate(FAITHFUL) if metric.startswith(word)), len(FAITHFUL))
+    return JUDGES.index(row.role) if row.role in JUDGES else len(JUDGES)
 
 
 def standing_sentence(found: Standing) -> str:
@@ -93,7 +94,7 @@ def standing_sentence(found: Standing) -> str:
     if not found.ranks:
         return ""
     sentences = []
-    best = [e for e in found.mean if not is_control(e)][:3]
+    best = [e for e in found.mean if e not in found.controls][:3]
     if best and len(found.ranks) > 1:
         led = sum(best[0] in leaders(ranks) for ranks in found.ranks.values())
         others = enumerate_words([f"{e} ({number(found.mean[e])})" for e in best[1:]])
@@ -168,13 +169,13 @@ def _proof(found: Standing, a: str, b: str) -> str:
 
 def _turned(found: Standing, a: str, b: str) -> tuple[int, int, tuple[str, str] | None]:
     """Of pairs of explainers, controls aside: those that turn round, those that both metrics tell apart, and the first that turns."""
-    ranks = [_without_controls(found.ranks[m]) for m in (a, b)]
+    ranks = [_without(found.ranks[m], found.controls) for m in (a, b)]
     change = reversals(*ranks)
     return len(change.turned), change.decided, change.turned[0] if change.turned else None
 
 
-def _without_controls(ranks: Ranks) -> Ranks:
-    keep = [i for i, e in enumerate(ranks.names) if not is_control(e)]
+def _without(ranks: Ranks, controls: Container[str]) -> Ranks:
+    keep = [i for i, e in enumerate(ranks.names) if e not in controls]
     return Ranks(
         tuple(ranks.names[i] for i in keep),
         ranks.mean_rank[keep],

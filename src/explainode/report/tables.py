@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from explainode.metrics.results import Results, Row
-from explainode.report.board import is_control
 from explainode.report.comparisons import Comparison, compare_models, final_rows, is_primary, model_names
 from explainode.wording import arrow, interval, number, p_value
 
@@ -41,7 +40,7 @@ class Line:
 
     @property
     def control(self) -> bool:
-        return is_control(self.explainer)
+        return any(row.control for row in self.cells.values())
 
 
 def table_lines(results: Results, comparisons: Iterable[Comparison] | None = None) -> dict[str, list[Line]]:
@@ -51,14 +50,19 @@ def table_lines(results: Results, comparisons: Iterable[Comparison] | None = Non
     tests = {
         (c.metric, c.explainer, c.subject): c for c in (compare_models(results) if comparisons is None else comparisons)
     }
-    metrics = sorted(dict.fromkeys(m for _, _, m in rows), key=lambda m: (m != "accuracy", not is_primary(m), "." in m))
+    first = {row.metric: row for row in reversed(rows.values())}
+    metrics = sorted(
+        dict.fromkeys(m for _, _, m in rows),
+        key=lambda m: (first[m].role != "performance", not is_primary(first[m]), not first[m].is_headline),
+    )
+    controls = results.controls
     table: dict[str, list[Line]] = {}
     for metric in metrics:
-        explainers = sorted(dict.fromkeys(e for _, e, m in rows if m == metric), key=is_control)
+        explainers = sorted(dict.fromkeys(e for _, e, m in rows if m == metric), key=lambda e: e in controls)
         cells = {
             e: {model: rows[model, e, metric] for model in models if (model, e, metric) in rows} for e in explainers
         }
-        real = [e for e in explainers if not is_control(e)]
+        real = [e for e in explainers if e not in controls]
         top = (
             {model: best_keys({e: cells[e][model] for e in real if model in cells[e]}) for model in models}
             if len(real) > 1
@@ -111,7 +115,7 @@ def print_results(results: Results, console: Console, everything: bool = False) 
     lines = [
         line
         for metric, of_metric in table_lines(results).items()
-        if everything or is_primary(metric)
+        if everything or is_primary(next(iter(of_metric[0].cells.values())))
         for line in of_metric
     ]
     if not lines:

@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass, field
 
 from explainode.metrics.results import Results
-from explainode.report.board import is_control
 from explainode.report.comparisons import (
     Comparison,
     compare_accuracy,
@@ -99,7 +98,7 @@ def _pair_sentence(
     accuracy = _accuracies(results, subject, reference)
     if accuracy:
         parts.append(accuracy)
-    tally = _tally([c for c in comparisons if c.subject == subject and is_primary(c.metric)])
+    tally = _tally([c for c in comparisons if c.subject == subject and is_primary(c)])
     return f"{subject}: {', '.join(parts)}; {tally}." if parts else f"{subject} against {reference}: {tally}."
 
 
@@ -213,7 +212,7 @@ def _single_sentence(results: Results, model: str, metric: str | None) -> str:
     if not rows:
         return f"{model}{known}: no explanation was measured."
     directions = [row.higher_is_better for row in rows.values()]
-    real = [e for e in rows if not is_control(e)] or list(rows)
+    real = [e for e, row in rows.items() if not row.control] or list(rows)
     best = (max if directions[0] else min)(real, key=lambda e: rows[e].value)
     doubt = (
         "without controls (random_map, centre_prior, edge_map) nobody can say whether that is good."
@@ -232,7 +231,7 @@ def _floor_cautions(results: Results) -> list[str]:
     cautions = []
     for (model, explainer, metric), row in rows.items():
         fresh = rows.get((model, explainer, metric.removesuffix(".floor") + ".fresh"))
-        if is_control(explainer):  # a random map is nothing but its draws, and a centre prior has none
+        if row.control:  # a random map is nothing but its draws, and a centre prior has none
             continue
         if (
             metric.endswith(".floor")

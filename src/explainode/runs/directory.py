@@ -25,10 +25,12 @@ import yaml
 from explainode.errors import UserError
 from explainode.files import append_lines, replace_file
 from explainode.metrics.results import Curve, Key, Maps, Results, Row
+from explainode.runs.legacy import control_of, role_of
 
 ROW_COLUMNS = (
-    "epoch", "split", "model", "explainer", "metric", "value", "low", "high", "n", "excluded", "seconds", "higher_is_better", "protocol",
+    "epoch", "split", "model", "explainer", "metric", "value", "low", "high", "n", "excluded", "seconds", "higher_is_better", "protocol", "role", "control",
 )  # fmt: skip
+EARLIER_ROW_COLUMNS = ROW_COLUMNS[:-2]  # of the first version
 VALUE_COLUMNS = ("epoch", "split", "model", "explainer", "metric", "sample_id", "value")
 CURVE_COLUMNS = ("epoch", "split", "model", "explainer", "metric", "x", "mean", "low", "high", "x_label", "y_label")
 Place = tuple[int, str]  # epoch and split of a measurement
@@ -153,7 +155,15 @@ class RunDirectory:
         )
         self._append("curves.csv", CURVE_COLUMNS, points)
         self.write_warnings(results.warnings)
+        self._bring_up_to_date()
         self._append("metrics.csv", ROW_COLUMNS, (_cells(row) for row in results.rows))
+
+    def _bring_up_to_date(self) -> None:
+        """Give a table of the first version, which goes on, the columns that it lacks."""
+        header = next(_whole_lines(self.path / "metrics.csv"), "").rstrip()
+        if header == ",".join(EARLIER_ROW_COLUMNS):
+            rows = list(self._read("metrics.csv", ROW_COLUMNS, _row, EARLIER_ROW_COLUMNS))
+            replace_file(self.path / "metrics.csv", _table(ROW_COLUMNS, map(_cells, rows)).encode())
 
     def write_maps(self, maps: Maps, split: str) -> None:
         """The maps of one model and explainer, in the place of those of the same epoch.
@@ -180,7 +190,7 @@ class RunDirectory:
             UserError: if metrics.csv is damaged, with the line.
         """
         rows: dict[tuple[Any, ...], Row] = {}
-        for row in self._read("metrics.csv", ROW_COLUMNS, _row):
+        for row in self._read("metrics.csv", ROW_COLUMNS, _row, EARLIER_ROW_COLUMNS):
             key = (row.epoch, row.split, row.model, row.explainer, row.metric)
             rows.pop(key, None)  # so that the last written stands last
             rows[key] = row
@@ -206,7 +216,9 @@ class RunDirectory:
             if last.get(key[0]) == place:
                 results.per_image.setdefault(key, {})[sample] = value
         results.curves = self._read_curves(last)
-        results.maps = self._read_maps(last, dict.fromkeys(row.explainer for row in results.rows))
+        controls = results.controls
+        maps = self._read_maps(last, dict.fromkeys(row.explainer for row in results.rows))
+        results.maps = [replace(one, control=controls.get(one.explainer, "")) for one in maps]
         return results
 
     def _read_curves(self, last: Mapping[str, tuple[str, str]]) -> dict[Key, Curve]:
@@ -240,14 +252,15 @@ class RunDirectory:
         return self.path / "explanations" / name
 
     def _append(self, name: str, columns: Sequence[str], lines: Iterable[Sequence[Any]]) -> None:
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([_one_line(cell) for cell in line] for line in lines)
-        append_lines(self.path / name, ",".join(columns) + "\n", text.getvalue())
+        header = _table(columns, ())
+        append_lines(self.path / name, header, _table(columns, lines).removeprefix(header))
 
-    def _read(self, name: str, columns: Sequence[str], parse: Any) -> Iterator[Any]:
+    def _read(self, name: str, columns: Sequence[str], parse: Any, earlier: Sequence[str] = ()) -> Iterator[Any]:
         path = self.path / name
         reader = csv.reader(_whole_lines(path))
         header = next(reader, list(columns))
+        if earlier and header == list(earlier):
+            columns = earlier
         if header != list(columns):
             raise UserError(
                 f"{path} has the columns {','.join(header)[:200]}, not {','.join(columns)}; it was written by something else"
@@ -279,6 +292,12 @@ class RunDirectory:
         return content
 
 
+def _table(columns: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([columns, *([_one_line(cell) for cell in line] for line in lines)])
+    return text.getvalue()
+
+
 def _map_prefix(epoch: int, split: str, model: str) -> str:
     return f"epoch={epoch:03d}__split={file_part(split)}__model={file_part(model)}__explainer="
 
@@ -298,25 +317,27 @@ def _cells(row: Row) -> tuple[Any, ...]:
         round(float(row.seconds), 4),
     )
     direction = "" if row.higher_is_better is None else str(bool(row.higher_is_better))
-    return (row.epoch, row.split, row.model, row.explainer, row.metric, *numbers, direction, row.protocol)
+    names = (row.epoch, row.split, row.model, row.explainer, row.metric)
+    return (*names, *numbers, direction, row.protocol, row.role, row.control)
 
 
 def _row(c: Sequence[str]) -> Row:
-    value, low, high = map(float, c[5:8])
+    numbers = dict(zip(("value", "low", "high"), map(float, c[5:8]), strict=True))
+    role, control = c[13:] if len(c) > 13 else (role_of(c[12]), control_of(c[3]))
     return Row(
-        int(c[0]),
-        c[1],
-        c[2],
-        c[3],
-        c[4],
-        value,
-        low,
-        high,
-        int(c[8]),
-        int(c[9]),
-        float(c[10]),
-        DIRECTIONS[c[11]],
-        c[12],
+        epoch=int(c[0]),
+        split=c[1],
+        model=c[2],
+        explainer=c[3],
+        metric=c[4],
+        **numbers,
+        n=int(c[8]),
+        excluded=int(c[9]),
+        seconds=float(c[10]),
+        higher_is_better=DIRECTIONS[c[11]],
+        protocol=c[12],
+        role=role,
+        control=control,
     )
 
 
