@@ -1,1 +1,29 @@
 """Explainers: pure configuration on a shared skeleton; the network is an argument of the call."""
+
+from explainode.lazy import public
+
+__getattr__, __dir__, __all__ = public(
+    __name__,
+    {
+        "adjoint": "AdjointCAM AdjointMap Surrogate",
+        "agf": "AGF",
+        "attention": "AttentionRollout GradientRollout IViT RawAttention",
+        "base": "BoundExplainer Explainer",
+        "cam": "CAM GradCAM GradCAMPlusPlus LayerCAM XGradCAM",
+        "controls": "CentrePrior EdgeMap InvertedMap RandomMap SquaredMap",
+        "deeplift": "DeepLIFT DeepSHAP",
+        "fem": "FEM",
+        "full_grad": "FullGrad",
+        "gradient": "AdaptiveIntegratedGradients InputXGradient IntegratedGradients Saliency",
+        "guided_gradcam": "GuidedGradCAM",
+        "one_pass": "OnePass read_together",
+        "passes": "copies_per_pass count_passes each_copy input_gradient predict report",
+        "pattern": "PatternAttribution PatternNet",
+        "perturbation": "Occlusion",
+        "relevance": "Relevance",
+        "roots": "Decomposition RootInference",
+        "sampling": "GradientSHAP SmoothGrad",
+        "score_cam": "GroupCAM ScoreCAM",
+        "targets": "Unit",
+    },
+)

@@ -209,6 +209,9 @@ def gradient(model: nn.Module, x: Tensor, target: Tensor) -> tuple[Tensor, Tenso
     return grad, score
 
 
+input_gradient = gradient
+
+
 def copies_per_pass(batch: int) -> int:
     """How many copies of a batch of `batch` images go through the network at once."""
     return max(1, (rows_per_pass() or ROWS_WITHOUT_LIMIT) // max(batch, 1))

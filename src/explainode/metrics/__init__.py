@@ -1,1 +1,40 @@
 """Measures of explanations: a shared skeleton, the engines that compute, the metrics that store, and the statistics on top."""
+
+from explainode.lazy import public
+
+__getattr__, __dir__, __all__ = public(
+    __name__,
+    {
+        "agreement": "explainer_agreement",
+        "base": "ExplanationMetric Result",
+        "baselines": "baseline_image",
+        "box_iou": "BoxIoU",
+        "change": "ExpansionRatio TotalAttributionChange",
+        "completeness": "CompletenessError",
+        "complexity": "Complexity",
+        "confidence": "AverageDrop",
+        "cost": "Cost",
+        "diagnostic": "Diagnostic",
+        "erasure": "AOPC Comprehensiveness FlipRate Sufficiency",
+        "faithfulness": "Deletion Insertion",
+        "human_agreement": "FixationMapAgreement FixationPointAgreement",
+        "infidelity": "Infidelity",
+        "inpainting": "inpaint",
+        "kappa": "Kappa",
+        "localization": "LocalizationMetric SegmentationAgreement",
+        "maps": "concatenate_maps to_maps",
+        "meta_evaluation": "MetaEvaluation meta_evaluate",
+        "perturbation": "Walk order_of",
+        "perturbation_accuracy": "NegativePerturbation PositivePerturbation",
+        "pixel_ranking": "BestAreaMIoU PixelAUROC PixelAveragePrecision",
+        "pointing_game": "PointingGame",
+        "ranking": "Ranking",
+        "relevance_mass": "RelevanceMass RelevanceRank",
+        "results": "CONTROLS ROLES Curve Maps Results Row",
+        "road": "ROAD",
+        "robustness": "HeatmapGuidedPGD MapUnderAttack MapUnderMapAttack",
+        "sanity": "ClassSensitivity DataRandomization ParameterRandomization",
+        "sensitivity": "LocalLipschitz MaxSensitivity MeanSensitivity",
+        "smoothness": "Smoothness",
+    },
+)
