@@ -8,7 +8,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "explainode"
 FLOORS = [
-    {"errors", "lazy", "ticker", "signals", "wording", "ranks"},
+    {"errors", "hashing", "lazy", "ticker", "signals", "wording", "ranks"},
     {"annotations", "randomness", "blur", "files", "heartbeat"},
     {"attribution"},
     {"dynamics", "relevance", "attacks"},

@@ -30,6 +30,7 @@ from explainode.explainers.base import (
 )
 from explainode.explainers.guard import unwrap
 from explainode.explainers.layers import cut_at
+from explainode.explainers.learning import LearningExplainer
 from explainode.explainers.one_pass import OnePass, read_together
 from explainode.explainers.passes import Passes, Reports, collect_reports, join_reports
 from explainode.explainers.targets import Target, Unit
@@ -320,6 +321,8 @@ def explanations(
     group = [explainer for explainer in explainers if share_passes and isinstance(explainer, OnePass)]
     waiting: list[tuple[Tensor, Passes, float]] = []  # of the group: what was made and not yet asked for
     for explainer in explainers:
+        if isinstance(explainer, LearningExplainer):
+            explainer.check_network(model)
         session = ExplainingSession(model, how, ids, how.rows_at_once(x), explainer)
         key = how.logits
         if key not in shared:

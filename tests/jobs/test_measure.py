@@ -69,16 +69,26 @@ def test_without_a_faithfulness_metric_only_the_panel_is_kept(tmp_path):
     assert all(maps.sample_id.tolist() == [0, 10, 20, 30] and maps.added == 0 for maps in found.maps)
 
 
-def test_explainers_that_learn_from_data_are_fitted_to_each_network():
+def test_explainers_that_learn_from_data_are_fitted_to_each_network(tmp_path, monkeypatch):
     data = get("data/shapes", train_size=16, val_size=4, test_size=4, size=16)
     network = get("model/six_block", width=8).eval()
     explainers = {"saliency": get("explainer/saliency"), "pattern_net": get("explainer/pattern_net")}
     batch = next(iter(data.batches("test", [0, 1])))
     with pytest.raises(UserError):
         explainers["pattern_net"](network, batch.image)
-    fitted = fit_explainers(explainers, network, data, {"fit_images": 100, "batch_size": 8})
+    settings = {"fit_images": 100, "batch_size": 8}
+    fitted = fit_explainers(explainers, network, data, settings, RunDirectory(tmp_path), "net")
     assert fitted["saliency"] is explainers["saliency"]
     assert fitted["pattern_net"](network, batch.image).shape == batch.image.shape
+
+    def again(folder, seen=100):
+        settings = {"fit_images": seen, "batch_size": 8}
+        return fit_explainers(explainers, network, data, settings, RunDirectory(folder), "net")["pattern_net"]
+
+    with monkeypatch.context() as patch:  # what was learned is not learned twice
+        patch.setattr(type(explainers["pattern_net"]), "learn", None)
+        assert again(tmp_path).learned.digest == fitted["pattern_net"].learned.digest
+    assert again(tmp_path, seen=8).learned.digest != fitted["pattern_net"].learned.digest
 
 
 def test_another_memory_order_gives_the_same_numbers(tmp_path):

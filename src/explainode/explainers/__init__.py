@@ -14,6 +14,7 @@ __getattr__, __dir__, __all__ = public(
         "deeplift": "DeepLIFT DeepSHAP",
         "fem": "FEM",
         "full_grad": "FullGrad",
+        "learning": "Learned LearningExplainer",
         "gradient": "AdaptiveIntegratedGradients InputXGradient IntegratedGradients Saliency",
         "guided_gradcam": "GuidedGradCAM",
         "one_pass": "OnePass read_together",

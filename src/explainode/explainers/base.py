@@ -81,6 +81,7 @@ class Explainer(ABC):
         class_specific: the attribution depends on the explained class.
         needs_ode: only networks that solve an equation can be explained.
         needs_attention: only networks with attention among all tokens can be explained.
+        learns: the method must be fitted to a network before it explains it.
         control: which of `metrics.results.CONTROLS` the method is: a map that a real explanation has to beat; empty for explanations.
     """
 
@@ -88,6 +89,7 @@ class Explainer(ABC):
     class_specific: ClassVar[bool] = True
     needs_ode: ClassVar[bool] = False
     needs_attention: ClassVar[bool] = False
+    learns: ClassVar[bool] = False
     control: ClassVar[str] = ""
 
     def __call__(self, model: nn.Module, x: Tensor, target: Target = None) -> Tensor:
@@ -122,13 +124,15 @@ class Explainer(ABC):
         """Further numbers (B,) about the attribution of each image, by name: what a user must know to trust it."""
         return {}
 
-    @property
-    def learns(self) -> bool:
-        """Whether the method needs a pass over data before it can explain: it has a `fit` of its own."""
-        return type(self).fit is not Explainer.fit
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if cls.fit is not Explainer.fit and not cls.learns:
+            raise TypeError(
+                f"{cls.__name__} has a fit of its own: derive it from LearningExplainer, or say `learns = True`"
+            )
 
     def fit(self, model: nn.Module, batches: Iterable[Any]) -> Explainer:
-        """The explainer ready for `model`; only methods that need a pass over data do something here."""
+        """The explainer ready for `model`; only methods that learn do something here (see `LearningExplainer`)."""
         return self
 
     def bind(self, model: nn.Module) -> BoundExplainer:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeVar
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from explainode.errors import UserError
-from explainode.explainers.base import Explainer
 from explainode.explainers.guard import guard
+from explainode.explainers.learning import LearningExplainer
 from explainode.explainers.passes import in_passes, record_pass
 from explainode.explainers.relevance import record_logits, walk_back
 from explainode.randomness import noise_scope
@@ -20,11 +19,9 @@ from explainode.relevance.composites import backpropagation
 from explainode.relevance.rules.pattern import Neurons, Pattern, linear_operations
 from explainode.relevance.tape import record
 
-Fitted = TypeVar("Fitted", bound="PatternNet")
-
 
 @dataclass(frozen=True)
-class PatternNet(Explainer):
+class PatternNet(LearningExplainer):
     """The signal in the image that the class's logit answers to: the gradient with each neuron's pattern in the place of its weights.
 
     `fit(model, batches)` learns the patterns in one pass over images, ten thousand or more for a good estimate, and returns an explainer of this
@@ -37,17 +34,13 @@ class PatternNet(Explainer):
     """
 
     attribution: ClassVar[bool] = False
-    patterns: tuple[Tensor, ...] = field(default=(), init=False, repr=False, compare=False)
 
-    def fit(self: Fitted, model: nn.Module, batches: Iterable[Any]) -> Fitted:
-        """The explainer with the patterns of `model` on images.
+    @property
+    def patterns(self) -> tuple[Tensor, ...]:
+        """A pattern for each linear operation, in the order in which they run."""
+        return tuple(self.state.values())
 
-        Args:
-            batches: records with `image` (B, C, H, W) and `sample_id` (B,).
-
-        Raises:
-            UserError: if there is no image.
-        """
+    def learn(self, model: nn.Module, batches: Iterable[Any]) -> dict[str, Tensor]:
         neurons: list[Neurons] = []
         with guard(model) as network:
             device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
@@ -62,16 +55,10 @@ class PatternNet(Explainer):
                 raise UserError(
                     f"{type(self).__name__} learns from images and got none; give batches of training images"
                 )
-            patterns = tuple(mine.pattern(operation) for mine, operation in zip(neurons, operations, strict=True))
-        fitted = copy.copy(self)
-        object.__setattr__(fitted, "patterns", patterns)
-        return fitted
+            found = [mine.pattern(operation) for mine, operation in zip(neurons, operations, strict=True)]
+        return {f"{place:04d}": pattern for place, pattern in enumerate(found)}
 
     def attribute(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
-        if not self.patterns:
-            raise UserError(
-                f"{type(self).__name__} has not seen data yet; call explainer.fit(model, batches) and use what it returns"
-            )
         composite = backpropagation(Pattern(self.patterns, self.attribution))
 
         def evaluate(x: Tensor, target: Tensor) -> tuple[Tensor]:

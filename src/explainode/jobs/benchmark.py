@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from explainode.errors import UserError
 from explainode.evaluation import evaluate, missing_for
 from explainode.files import replace_file
+from explainode.hashing import digest, network_digest
 from explainode.heartbeat import Heartbeat
 from explainode.jobs.cells import Cells, write_tables
 from explainode.jobs.grid import Grid
@@ -33,7 +34,7 @@ from explainode.jobs.networks import (
     trained_networks,
     without_weights,
 )
-from explainode.jobs.protocol import CONTENT, PARTIAL, Protocol, digest
+from explainode.jobs.protocol import CONTENT, PARTIAL, Protocol
 from explainode.metrics.maps import concatenate_maps
 from explainode.metrics.results import Results
 from explainode.registry.build import check_parameters
@@ -95,7 +96,7 @@ class Benchmark:
             for variant, (model, network) in trained_networks(folder).items():
                 networks[f"{label}/{variant}"], facts[f"{label}/{variant}"] = network, without_weights(model)
         for name, network in networks.items():
-            facts[name]["weights"] = f"sha256 {digest([*network.named_parameters(), *network.named_buffers()])}"
+            facts[name]["weights"] = f"sha256 {network_digest(network)}"
         return cls(settings, networks, facts, data)
 
     def _look_at_data(self) -> str:
@@ -249,9 +250,8 @@ class Benchmark:
         model, explainer = key
         settings, network = self.evaluation, self.networks[model]
         if key not in self._fitted:
-            self._fitted[key] = fit_explainers({explainer: self.explainers[explainer]}, network, self.data, settings)[
-                explainer
-            ]
+            mine = {explainer: self.explainers[explainer]}
+            self._fitted[key] = fit_explainers(mine, network, self.data, settings, self.folder, model)[explainer]
         return evaluate(
             network,
             {explainer: self._fitted[key]},

@@ -12,7 +12,9 @@ from torch import nn
 from explainode.errors import UserError
 from explainode.evaluation import evaluate
 from explainode.explainers.adjoint import Surrogate
+from explainode.explainers.learning import Learned, LearningExplainer
 from explainode.gap import measure_gap
+from explainode.hashing import digest, network_digest
 from explainode.heartbeat import Heartbeat
 from explainode.jobs.images import choose_panel, correct_images, select_images
 from explainode.jobs.networks import in_memory_order
@@ -55,21 +57,40 @@ def many(config: Mapping[str, Any], group: str) -> dict[str, Any]:
 
 
 def fit_explainers(
-    explainers: Mapping[str, Any], network: nn.Module, data: Any, settings: Mapping[str, Any]
+    explainers: Mapping[str, Any],
+    network: nn.Module,
+    data: Any,
+    settings: Mapping[str, Any],
+    folder: RunDirectory,
+    name: str,
 ) -> dict[str, Any]:
-    """The explainers of one network; those that learn from data have seen `fit_images` training images, evenly spaced.
+    """The explainers of one network; those that learn have seen `fit_images` training images, evenly spaced.
+
+    What one learned lies in the run directory, by the network's name and its own; where it is there already, of this very network and learned in
+    the same way, it is taken from there.
 
     Raises:
-        UserError: if the data has no training images for those that need them.
+        UserError: if the data has no training images for those that need them, or a file is damaged.
     """
     if not any(explainer.learns for explainer in explainers.values()):
         return dict(explainers)
     length = len(data.dataset("train"))
     indices = data.select_images(length, min(settings["fit_images"], length))
     found = {}
-    for name, explainer in explainers.items():
-        with Heartbeat(f"fitting {name}"):
-            found[name] = explainer.fit(network, data.batches("train", indices, settings["batch_size"]))
+    for key, explainer in explainers.items():
+        if not isinstance(explainer, LearningExplainer):  # a user's own may learn in its own way
+            found[key] = explainer.fit(network, data.batches("train", indices, settings["batch_size"]))
+            continue
+        path = folder.learned_path(name, key)
+        recipe = f"{explainer!r}, {digest([('images', torch.tensor(indices))])} of {length} images"
+        learned = Learned.load(path) if path.is_file() else None
+        if learned is None or (learned.network, learned.recipe) != (network_digest(network), recipe):
+            with Heartbeat(f"fitting {key}"):
+                fitted = explainer.fit(network, data.batches("train", indices, settings["batch_size"]))
+            learned = replace(fitted.learned, recipe=recipe)
+            if rank_and_size()[0] == 0:
+                learned.save(path)
+        found[key] = explainer.knowing(learned)
     return found
 
 
@@ -129,7 +150,8 @@ def measure(
         )
 
     fitted = {
-        name: fit_explainers(explainers, network.to(device), data, settings) for name, network in networks.items()
+        name: fit_explainers(explainers, network.to(device), data, settings, folder, name)
+        for name, network in networks.items()
     }
     for name in networks:
         with Heartbeat(f"explaining {name}") as progress:

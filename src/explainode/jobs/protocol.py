@@ -8,8 +8,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 NAMED = ("models", "explainer", "metric")  # of a protocol: facts by name; others are common to all cells
 CONTENT = "content"  # of the data: a hash of the images and all that is known about them
 SHOWN = 3  # differences that a refusal names
@@ -22,15 +20,6 @@ PARTIAL = (
     "seed",
     "augment",
 )  # of data: they do not decide which pictures are in it
-
-
-def digest(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
-    """16 hex digits of the sha256 of named tensors: their names, types, shapes and bytes."""
-    found = hashlib.sha256()
-    for name, tensor in tensors:
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return found.hexdigest()[:16]
 
 
 @dataclass(frozen=True)

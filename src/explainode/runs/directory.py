@@ -86,8 +86,8 @@ class RunDirectory:
     """The files of one run.
 
     `config.yaml`, `versions.yaml`, `classes.txt`, `metrics.csv`, `per_image.csv`, `curves.csv`, `warnings.txt` and
-    `explanations/epoch=003__split=S__model=M__explainer=E.npz`. Nothing is created before the first write, and a failed write leaves
-    what was there. The tables only grow; where a resumed run repeats an epoch, the later lines count.
+    `explanations/epoch=003__split=S__model=M__explainer=E.npz`; `learned/M__E.pt` where an explainer learned. Nothing is created
+    before the first write, and a failed write leaves what was there. The tables only grow; where a resumed run repeats an epoch, the later lines count.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -242,6 +242,10 @@ class RunDirectory:
         maps = [_unpack(path) for name in names for path in sorted(folder.glob(f"{glob.escape(name)}*.npz"))]
         order = {explainer: i for i, explainer in enumerate(explainers)}
         return sorted(maps, key=lambda m: order.get(m.explainer, len(order)))
+
+    def learned_path(self, model: str, explainer: str) -> Path:
+        """Where lies what an explainer learned of a model."""
+        return self.path / "learned" / f"{file_part(model)}__{file_part(explainer)}.pt"
 
     def _map_path(self, maps: Maps, split: str) -> Path:
         name = f"{_map_prefix(maps.epoch, split, maps.model)}{file_part(maps.explainer)}.npz"
