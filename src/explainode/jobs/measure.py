@@ -87,6 +87,7 @@ def fit_explainers(
         if learned is None or (learned.network, learned.recipe) != (network_digest(network), recipe):
             with Heartbeat(f"fitting {key}"):
                 fitted = explainer.fit(network, data.batches("train", indices, settings["batch_size"]))
+            assert fitted.learned is not None  # what fit promises
             learned = replace(fitted.learned, recipe=recipe)
             if rank_and_size()[0] == 0:
                 learned.save(path)
