@@ -14,7 +14,7 @@ from torch import Tensor
 from explainode.dynamics.brownian import BrownianPath, check_interval, check_key
 from explainode.dynamics.failure import NonFiniteState
 from explainode.dynamics.field import Field, check_modes, check_transforms, module_of, random_state, set_random_state
-from explainode.dynamics.solver import outside_compiler
+from explainode.dynamics.problem import outside_compiler
 from explainode.dynamics.step import Time
 from explainode.errors import UserError, nearest
 

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import math
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import wraps
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -16,56 +11,18 @@ from torch import Tensor
 from explainode.dynamics.controller import Controller
 from explainode.dynamics.failure import SolverError
 from explainode.dynamics.field import Field, check_transforms
+from explainode.dynamics.problem import Solution, VectorField, check_grid, check_state, check_times, outside_compiler
 from explainode.dynamics.step import Interval
 from explainode.dynamics.tableau import Tableau, tableau
+from explainode.dynamics.torch_diff_eq import TorchDiffEq
 from explainode.dynamics.walk import CheckpointedWalk, TracedWalk, Walk
 from explainode.errors import UserError, nearest
-
-if TYPE_CHECKING:
-    from explainode.dynamics.torch_diff_eq import TorchDiffEq
 
 GRADIENTS = ("symplectic", "backprop", "adjoint")
 MEMORIES = ("step", "stage", "sqrt")
 # our names -> torchdiffeq's, whose rk4 is the 3/8 rule
 CONTINUOUS_FIXED = {"euler": "euler", "midpoint": "midpoint", "heun2": "heun2", "heun3": "heun3", "rk4_38": "rk4"}
 CONTINUOUS_ADAPTIVE = {"heun2": "adaptive_heun", "fehlberg2": "fehlberg2", "bosh3": "bosh3", "dopri5": "dopri5"}
-
-Solve = TypeVar("Solve", bound=Callable[..., Any])
-VectorField = Callable[[Tensor, Tensor], Tensor]
-
-
-def outside_compiler(solve: Solve) -> Solve:
-    """`solve`, which torch.compile is to leave alone with all that it calls: its steps are plain Python, and only the field is worth
-    compiling, which may be compiled by itself.
-
-    torch.compiler.disable at once would import the compiler, a second and a half, for everybody.
-    """
-
-    @wraps(solve)
-    def call(*arguments: Any, **settings: Any) -> Any:
-        function = torch.compiler.disable(solve) if "torch._dynamo" in sys.modules else solve
-        return function(*arguments, **settings)
-
-    return cast(Solve, call)
-
-
-@dataclass(frozen=True)
-class Solution:
-    """A solved initial value problem.
-
-    Attributes:
-        state: (B, *S), x(t1).
-        grid: (N + 1,) float64 on the CPU, the times of the accepted steps; `solve(..., grid=grid)` replays them bit for bit.
-        evaluations: of the field in the forward pass.
-        rejected: steps that the controller tried and gave up.
-        failure: why fixed steps were taken instead of adaptive ones (`fallback_steps`); None if they were not.
-    """
-
-    state: Tensor
-    grid: Tensor
-    evaluations: int
-    rejected: int
-    failure: SolverError | None = None
 
 
 @dataclass(frozen=True)
@@ -203,8 +160,6 @@ class RungeKutta:
         Raises:
             UserError: where torchdiffeq has no such method.
         """
-        from explainode.dynamics.torch_diff_eq import TorchDiffEq
-
         methods = CONTINUOUS_FIXED if self.steps is not None else CONTINUOUS_ADAPTIVE
         if self.method.name not in methods:
             steps = "fixed" if self.steps is not None else "adaptive"
@@ -219,49 +174,3 @@ class RungeKutta:
         return TorchDiffEq(
             methods[self.method.name], self.steps, self.rtol, self.atol, adjoint=True, max_steps=self.max_steps
         )
-
-
-def check_state(x0: Tensor) -> Tensor:
-    """x0, if it is a batch of states in floating point.
-
-    Raises:
-        UserError: otherwise.
-    """
-    if not isinstance(x0, Tensor) or not x0.is_floating_point() or x0.dim() < 1:
-        got = f"{x0.dtype} of shape {tuple(x0.shape)}" if isinstance(x0, Tensor) else type(x0).__name__
-        raise UserError(f"x0 must be a floating-point tensor (B, *S), got {got}")
-    return x0
-
-
-def check_times(t0: float | Tensor, t1: float | Tensor) -> Interval:
-    """The interval from t0 to t1.
-
-    Raises:
-        UserError: if they are not scalars, not finite, or not in order.
-    """
-    for name, t in (("t0", t0), ("t1", t1)):
-        if isinstance(t, Tensor) and t.dim() != 0:
-            raise UserError(f"{name} must be a number or a 0-dim tensor, got shape {tuple(t.shape)}")
-    interval = Interval(t0, t1)
-    start, end = interval.start, interval.end
-    if not (math.isfinite(start) and math.isfinite(end) and start < end):
-        raise UserError(
-            f"t1 must come after t0, got t0={start:g} and t1={end:g}; to go backward in time, negate the field and swap the times"
-        )
-    return interval
-
-
-def check_grid(grid: Tensor | Sequence[float], interval: Interval) -> list[float]:
-    """A saved grid as numbers.
-
-    Raises:
-        UserError: if it does not run upward from t0 to t1.
-    """
-    times = [float(t) for t in (grid.tolist() if isinstance(grid, Tensor) else grid)]
-    rises = len(times) > 1 and all(a < b for a, b in pairwise(times))
-    if not rises or times[0] != interval.start or times[-1] != interval.end:
-        ends = f" from {times[0]:g} to {times[-1]:g}" if times else ""
-        raise UserError(
-            f"grid must rise from t0={interval.start:g} to t1={interval.end:g}, got {len(times)} times{ends}"
-        )
-    return times

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from explainode.dynamics.failure import NonFiniteState, SolverError, StepUnderflow, TooManySteps
 from explainode.dynamics.field import Field
-from explainode.dynamics.solver import Solution, VectorField, check_grid, check_state, check_times, outside_compiler
+from explainode.dynamics.problem import Solution, VectorField, check_grid, check_state, check_times, outside_compiler
 from explainode.dynamics.walk import is_finite
 from explainode.errors import UserError, nearest
 
