@@ -1,6 +1,8 @@
 """Solvers: closed forms, replayed grids, the controller, torchdiffeq as oracle, and a sentence for every way to fail."""
 
 import copy
+import dataclasses
+import math
 import pickle
 from itertools import pairwise
 
@@ -8,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from explainode.dynamics.controller import Controller
+from explainode.dynamics.controller import CONTROLLERS, Controller
 from explainode.dynamics.failure import NonFiniteState, SolverError, StepUnderflow, TooManySteps
 from explainode.dynamics.solver import RungeKutta
-from explainode.dynamics.tableau import DOPRI5, TABLEAUS, Tableau
+from explainode.dynamics.tableau import BOSH3, DOPRI5, TABLEAUS, Tableau
 from explainode.dynamics.torch_diff_eq import TorchDiffEq
 from explainode.errors import UserError
 from explainode.registry.build import get
@@ -68,6 +70,10 @@ def test_fixed_steps_evaluate_what_they_need(field, x0):
 @pytest.mark.parametrize("name", [name for name, method in TABLEAUS.items() if method.adaptive])
 def test_adaptive_steps_meet_the_tolerance(name, x0):
     tight = {"rtol": 1e-4, "atol": 1e-6} if TABLEAUS[name].order < 3 else {"rtol": 1e-8, "atol": 1e-10}
+    if (
+        name == "fehlberg2"
+    ):  # its estimate is 1/512 of a slope's change, and far below its error where steps grow quickly
+        tight["controller"] = "PI"
     solution = RungeKutta(name, **tight, max_steps=5000).solve(decay, x0, 0.0, 2.0)
     error = (solution.state - x0 * torch.exp(torch.tensor(-2.0))).abs().max()
     assert error < 20 * tight["rtol"]
@@ -94,32 +100,90 @@ def test_a_saved_grid_replays_bit_for_bit(name, gradient, field, x0):
 
 def test_an_easy_batch_does_not_hide_a_hard_sample():
     rates = torch.tensor([0.01] * 63 + [30.0], dtype=torch.float64)[:, None]
-    solver = RungeKutta("dopri5", rtol=1e-5, atol=1e-7)
+    solver = RungeKutta("dopri5", rtol=1e-5, atol=1e-7, norm="sample")
     together = solver.solve(lambda t, x: -rates * x, torch.ones(64, 1, dtype=torch.float64))
     alone = solver.solve(lambda t, x: -30.0 * x, torch.ones(1, 1, dtype=torch.float64))
     assert torch.equal(together.grid, alone.grid)
 
 
 def test_the_controller_holds_on_to_what_it_promises():
-    controller = Controller(DOPRI5, 1e-3, 1e-6)
+    controller = Controller(DOPRI5, 1e-3, 1e-6, norm_of="sample")
     assert controller.judge(1.0)[0] and not controller.judge(1.0001)[0]
     assert controller.judge(0.0) == (True, controller.grow)
     accepted, factor = controller.judge(1e9)
     assert not accepted and factor == controller.shrink
     assert controller.judge(float("nan")) == (False, controller.shrink)
     x = torch.tensor([[0.0, 0.0], [3.0, 4.0]], dtype=torch.float64)
-    assert controller.norm(torch.ones_like(x), x) == pytest.approx(1e6)
+    ones, errors = torch.ones_like(x), torch.tensor([[3e-6, 4e-6], [0.0, 0.0]], dtype=torch.float64)
+    for norm_of, size in (("batch", (25 / 4) ** 0.5), ("sample", 12.5**0.5), ("max", 4.0)):
+        assert Controller(DOPRI5, 0.0, 1e-6, norm_of=norm_of).norm(errors, x) == pytest.approx(size)
+    assert controller.norm(ones, x) == pytest.approx(1e6)
+
+
+@pytest.mark.parametrize("kind", CONTROLLERS)
+@pytest.mark.parametrize("method", [DOPRI5, BOSH3], ids=["dopri5", "bosh3"])
+def test_every_controller_steers_to_the_same_error(kind, method):
+    """Where the error is C dt^q, it settles at safety^q, whatever the exponents are."""
+    controller, dt, accepted = Controller(method, 1e-3, 1e-6, kind), 1e-3, True
+    for _ in range(60):
+        error = (dt / 0.1) ** controller.q
+        accepted, factor = controller.judge(error)
+        dt *= factor
+    assert accepted and error == pytest.approx(controller.safety**controller.q, rel=1e-3)
+
+
+def test_adaptive_steps_cost_what_they_cost_elsewhere():
+    """At equal tolerances: at most as many evaluations as torchdiffeq and 5 %, and an error like its own."""
+
+    def network(t, x):
+        return 5 * net(x) * torch.cos(4 * t)
+
+    def oscillator(t, x):
+        return torch.stack([x[:, 1], 3 * (1 - x[:, 0] ** 2) * x[:, 1] - x[:, 0]], 1)
+
+    def prey(t, x):
+        return torch.stack([x[:, 0] * (1.5 - x[:, 1]), x[:, 1] * (x[:, 0] - 3)], 1)
+
+    def spread(t, x):
+        return -torch.logspace(-1, 1.3, 16, dtype=x.dtype)[:, None] * x
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 8)).double()
+    conv = Block(nn.Sequential(nn.Tanh(), nn.Conv2d(3, 3, 3, padding=1))).double()
+    ones = torch.ones(16, 1, dtype=torch.float64)
+    problems = (
+        (network, torch.randn(16, 8, dtype=torch.float64), 2.0),
+        (oscillator, torch.tensor([[2.0, 0.0], [1.0, 1.0]], dtype=torch.float64), 6.0),
+        (prey, ones[:1].expand(1, 2), 8.0),
+        (spread, ones, 1.0),
+        (conv, torch.randn(4, 3, 6, 6, dtype=torch.float64), 8.0),
+    )
+    for field, x, end in problems:
+        with torch.no_grad():
+            exact = RungeKutta("tsit5", rtol=1e-11, atol=1e-13, max_steps=20000)(field, x, 0.0, end)
+            settings = {"rtol": 1e-5, "atol": 1e-7, "max_steps": 5000}
+            ours, theirs = (
+                solver("dopri5", **settings).solve(field, x, 0.0, end) for solver in (RungeKutta, TorchDiffEq)
+            )
+        assert ours.evaluations <= 1.05 * theirs.evaluations, field
+        error, bound = (float((solution.state - exact).abs().max()) for solution in (ours, theirs))
+        # of order 5: with fewer evaluations an error of as much more is the same efficiency; where the last steps end is luck, worth a quarter
+        assert error <= 1.25 * bound * (theirs.evaluations / ours.evaluations) ** 5, field
 
 
 def test_without_a_gradient_nothing_is_remembered(x0):
+    graphs = []
+
     class Closure:
         weight = torch.ones((), dtype=torch.float64)
 
         def __call__(self, t, x):
-            assert not torch.is_grad_enabled() or x.requires_grad  # only the first evaluation may look at a graph
-            return self.weight * x
+            slope = self.weight * x
+            graphs.append(slope.requires_grad)
+            return slope
 
     assert RungeKutta(steps=2)(Closure(), x0).grad_fn is None
+    assert graphs == [True] + [False] * 7  # only the first evaluation looks at a graph
     with torch.inference_mode():
         assert RungeKutta("dopri5")(decay, torch.ones(2, 3)).shape == (2, 3)
 
@@ -156,6 +220,33 @@ ORDINARY = ("explainode.dynamics.solver.", "explainode.dynamics.torch_diff_eq.")
 def test_every_entry_of_conf_solves(name):
     solver = get(f"solver/{name}")
     assert torch.allclose(solver(decay, torch.ones(2, 2), 0.0, 1.0), torch.full((2, 2), 0.3679), atol=0.05)
+
+
+# backward in time
+
+
+@pytest.mark.parametrize(
+    "solver", [RungeKutta("rk4", steps=8), RungeKutta("dopri5"), RungeKutta("bosh3"), TorchDiffEq("dopri5")]
+)
+def test_backward_in_time(solver, field, x0):
+    x0 = x0.requires_grad_()
+    forced = solver.solve(lambda t, x: x + t, torch.ones(1, 1, dtype=torch.float64), 1.0, 0.0)
+    assert float(forced.state) == pytest.approx(3 / math.e - 1, abs=1e-4)  # x(t) = 3 e^(t - 1) - 1 - t
+    assert forced.grid[0] == 1 and forced.grid[-1] == 0 and bool((forced.grid.diff() < 0).all())
+    t0, t1 = (torch.tensor(t, dtype=torch.float64, requires_grad=True) for t in (1.2, 0.1))
+    there = solver.solve(field, x0, t0, t1)
+    assert torch.allclose(solver(field, there.state, 0.1, 1.2), x0, atol=2e-3)
+    inputs = [x0, t0, t1, *field.parameters()]
+    found = torch.autograd.grad(there.state.sin().sum(), inputs)
+    if isinstance(solver, RungeKutta):  # the same with time mirrored by hand
+        exact = dataclasses.replace(solver, gradient="backprop")
+        grid = [-t for t in there.grid.tolist()]
+        mirrored = exact.solve(
+            lambda t, x: -field(-t, x), x0, -t0, -t1, grid=grid, parameters=tuple(field.parameters())
+        )
+        torch.testing.assert_close(there.state, mirrored.state, rtol=1e-13, atol=1e-13)
+        for a, b in zip(found, torch.autograd.grad(mirrored.state.sin().sum(), inputs), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
 
 
 # torchdiffeq
@@ -242,6 +333,8 @@ def test_torchdiffeq_refuses_what_it_would_lose(x0):
             "gradient must be one of symplectic, backprop, adjoint, got 'backprob'; the nearest is backprop",
         ),
         ({"memory": "steps"}, "memory must be one of step, stage, sqrt, got 'steps'; the nearest is step"),
+        ({"norm": "rms"}, "norm must be one of batch, sample, max, got 'rms'"),
+        ({"controller": "P"}, "controller must be one of I, PI, PID, got 'P'"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"steps": 4, "max_steps": 0}, "max_steps must be at least 1"),
         ({"steps": 4, "fallback_steps": 0}, "fallback_steps must be at least 1"),
@@ -287,9 +380,9 @@ def test_a_field_that_is_none_is_refused(field, words, requires_grad):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"t0": 1.0, "t1": 1.0}, "t1 must come after t0, got t0=1 and t1=1"),
-        ({"t0": 1.0, "t1": 0.0}, "negate the field"),
-        ({"t1": float("inf")}, "t1 must come after t0"),
+        ({"t0": 1.0, "t1": 1.0}, "t0 and t1 must be finite and differ, got t0=1 and t1=1"),
+        ({"t1": float("inf")}, "t0 and t1 must be finite"),
+        ({"t0": 1.0, "t1": 0.0, "grid": [0.0, 1.0]}, "grid must fall from t0=1 to t1=0, got 2 times from 0 to 1"),
         ({"t1": torch.ones(1)}, r"t1 must be a number or a 0-dim tensor, got shape \(1,\)"),
         (
             {"x0": torch.ones(2, 3, dtype=torch.int64)},

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from explainode.dynamics.diffusion import Diffusion
 from explainode.dynamics.failure import SolverError
 from explainode.dynamics.noise import Noise
+from explainode.dynamics.problem import Solution
 from explainode.dynamics.sde import StochasticSolver
-from explainode.dynamics.solver import RungeKutta, Solution
+from explainode.dynamics.solver import RungeKutta
 from explainode.dynamics.torch_sde import TorchSDE
 from explainode.errors import UserError
 from explainode.randomness import current_scope

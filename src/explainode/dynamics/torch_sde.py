@@ -11,8 +11,8 @@ import torchsde
 from torch import Tensor, nn
 
 from explainode.dynamics.field import Field
+from explainode.dynamics.problem import outside_compiler
 from explainode.dynamics.sde import VectorField, check_problem, learned_parameters, like_state
-from explainode.dynamics.solver import outside_compiler
 from explainode.errors import UserError, nearest
 
 METHODS = {
