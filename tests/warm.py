@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -41,7 +42,9 @@ def _python(words: Sequence[str], folder: str, environment: Mapping[str, str], o
             sys.argv = list(words)
             runpy.run_path(words[0], run_name="__main__")
     finally:
-        atexit._run_exitfuncs()  # which a copied process leaves out; W&B ends its service there
+        # The end of an interpreter, in its order; `multiprocessing` leaves out the second. joblib ends its workers in one, W&B its service.
+        threading._shutdown()
+        atexit._run_exitfuncs()
 
 
 class Program:
@@ -85,7 +88,7 @@ class Program:
 
 
 def run(
-    words: Sequence[str], folder: Path, environment: Mapping[str, str] | None = None, timeout: float = 300
+    words: Sequence[str], folder: Path, environment: Mapping[str, str] | None = None, timeout: float = 600
 ) -> subprocess.CompletedProcess[str]:
     """Run `python WORDS` to its end."""
     with tempfile.TemporaryDirectory() as said:
