@@ -22,10 +22,10 @@ demo: $(VENV)/.installed  ## train a small ResNet and its noise-injected twin, e
 	@$(BIN)/explainode demo
 
 test: $(VENV)/.installed-dev  ## run the whole test suite
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-fast: $(VENV)/.installed-dev  ## run the tests that take seconds
-	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not ddp"
+	@$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not ddp"
 
 lint: $(VENV)/.installed-dev  ## ruff and mypy
 	@$(BIN)/ruff check .

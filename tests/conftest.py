@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
+# Before torch is imported, and inherited by the programs under test: threads of several workers would wait for each other's cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from functools import partial
 from pathlib import Path
 

@@ -3,11 +3,10 @@
 import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import warm
 
 TEXT = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
 FILES = re.findall(r"```(?:python|yaml)\n# (\S+)\n(.*?)```", TEXT, flags=re.S)
@@ -25,14 +24,7 @@ def test_the_four_examples_work(tmp_path):
     for command in COMMANDS:
         words = shlex.split(command)
         assert words[0] == "explainode"
-        done = subprocess.run(
-            [sys.executable, "-m", *words],
-            cwd=tmp_path,
-            env=os.environ | {"WANDB_MODE": "offline"},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        done = warm.run(["-m", *words], tmp_path, os.environ | {"WANDB_MODE": "offline"})
         assert done.returncode == 0, done.stderr[-2000:]
         outputs.append(done.stdout)
     assert "sensitivity_analysis" in outputs[0]

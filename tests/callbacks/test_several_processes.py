@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -103,20 +102,15 @@ def scenario(folder: Path, devices: int) -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:explaining:UserWarning")  # the clock's complaint: this machine is shared
 def test_two_ranks_do_what_one_does(tmp_path):
-    run = subprocess.Popen(
-        [sys.executable, __file__, str(tmp_path / "two")],
-        start_new_session=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    import warm  # here, since this file is a program of its own too
+
+    output = tmp_path / "out.txt"
+    run = warm.Program([__file__, str(tmp_path / "two")], tmp_path, output=output)
     try:
         fit(tmp_path / "one", 1, 2, None, None)
-        output, _ = run.communicate(timeout=180)
-    except BaseException:
-        os.killpg(run.pid, signal.SIGKILL)
-        raise
-    assert run.returncode == 0, output[-3000:]
+        assert run.wait(180) == 0, output.read_text()[-3000:]
+    finally:
+        run.end()
 
     one, two = (RunDirectory(folder).read_results() for folder in (tmp_path / "one", tmp_path / "two" / "whole"))
     assert [(r.epoch, r.explainer, r.metric, r.n) for r in one.rows] == [

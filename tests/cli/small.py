@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+import warm
 
 from explainode.runs.directory import RunDirectory
 
@@ -29,36 +28,25 @@ ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.starts
 
 
 def command(*words: str) -> list[str]:
-    """`explainode train` with the small settings and `words`."""
-    return [sys.executable, "-m", "explainode", "train", *SETTINGS, *words]
+    """`python -m explainode train` with the small settings and `words`."""
+    return ["-m", "explainode", "train", *SETTINGS, *words]
 
 
 def finish(folder: Path, *words: str, status: int = 0) -> subprocess.CompletedProcess[str]:
     """Run to the end, which must be as expected."""
-    done = subprocess.run(command(*words), cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    done = warm.run(command(*words), folder, ENVIRONMENT)
     assert done.returncode == status, done.stderr[-3000:]
     return done
 
 
 @contextmanager
-def started(folder: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
+def started(folder: Path, *words: str) -> Iterator[warm.Program]:
     """A run in a session of its own, whose whole tree of processes is ended with the context."""
-    with open(folder / "out.txt", "w") as output:
-        run = subprocess.Popen(
-            command(*words),
-            cwd=folder,
-            env=ENVIRONMENT,
-            stdout=output,
-            stderr=output,
-            text=True,
-            start_new_session=True,
-        )
+    run = warm.Program(command(*words), folder, ENVIRONMENT, folder / "out.txt")
     try:
         yield run
     finally:
-        with suppress(ProcessLookupError):  # all of them have ended
-            os.killpg(run.pid, signal.SIGKILL)
-        run.wait()
+        run.end()
 
 
 def wait_for(condition: Callable[[], Any], seconds: float) -> None:

@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from functools import cache
 from pathlib import Path
@@ -15,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import warm
 import yaml
 from omegaconf import OmegaConf
 from PIL import Image
@@ -377,12 +376,11 @@ def test_other_networks_mean_other_correct_images(cli, tmp_path):
 def test_a_killed_benchmark_goes_on_and_equals_an_unbroken_one(cli, tmp_path):
     more = ["explainer=[saliency,smoothgrad,ig,random_map]", "metric=[deletion,infidelity]", "evaluation.images=40"]
     assert cli(*more, "run_dir=whole", report=True)[0] == 0
-    command = [sys.executable, "-m", "explainode", "benchmark", *words(tmp_path), *more, "run_dir=broken"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = warm.Program(["-m", "explainode", "benchmark", *words(tmp_path), *more, "run_dir=broken"], tmp_path)
     end = time.monotonic() + 120
     while time.monotonic() < end and len(list(Path("broken").glob("cells/*/*/0*"))) < 3 and process.poll() is None:
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
+    process.end()
     assert process.wait() == -signal.SIGKILL, "it was still running"
     done = len(list(Path("broken").glob("cells/*/*/0*")))
     assert 3 <= done < 8

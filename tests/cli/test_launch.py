@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import signal
 import stat
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from explainode.cli.points import Points
 from explainode.errors import UserError
 from explainode.registry import devices
 from explainode.registry.composing import compose, compose_launcher
-from explainode.signals import TrainingInterrupted
+from explainode.signals import TrainingInterrupted, TrainingPreempted
 
 TINY = [
     "trainer.max_epochs=1",
@@ -154,6 +155,14 @@ def test_a_sweep_over_the_number_of_devices_is_refused_where_it_matters(tmp_path
     points.train(compose("train", ["trainer=ddp_sim", f"output_dir={tmp_path}/1"]))
     assert "needs a launcher that starts the ranks" in (tmp_path / "1" / "failure.txt").read_text()
     assert points.status(tmp_path) == 1 and f"{tmp_path}/1: a sweep of runs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+def test_the_status_names_the_signal(tmp_path, number):
+    points = Points(sweeps=False, launcher="basic", config_folders=[])
+    points.left = TrainingPreempted()
+    points.left.signal = number
+    assert points.status(tmp_path) == 128 + number
 
 
 def test_who_stops_a_point_means_the_sweep(tmp_path):

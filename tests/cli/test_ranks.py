@@ -1,10 +1,12 @@
-"""The command line on two ranks: leaving together, dying together, and each point of a sweep with its own settings on both."""
+"""The command line on two ranks: one run directory, leaving together, dying together, each point of a sweep with its own settings on both."""
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -19,18 +21,37 @@ RANKS = ["trainer=ddp_sim", "trainer.max_epochs=2"]
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
+    """A run that starts as a user's does; the others start where everything is imported."""
     folder = tmp_path_factory.mktemp("unbroken")
-    small.finish(folder, *RANKS, "run_dir=run")
+    ranks = ["trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", *RANKS[1:]]
+    done = subprocess.run(
+        [sys.executable, *small.command(*ranks, "run_dir=run")],
+        cwd=folder,
+        env=small.ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
     return folder / "run"
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
-def test_both_ranks_leave_when_the_first_is_told(unbroken, tmp_path, number, status):
-    """And go on to the same bits and the same table."""
+def test_two_ranks_write_one_run(unbroken):
+    """Every image is measured once."""
+    with open(unbroken / "metrics.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] == "test"]
+    names = {"accuracy", "smoothness.total_variation", "smoothness.high_frequency"}
+    assert {(row["metric"], row["n"]) for row in rows} == {(name, "7") for name in names}
+    assert (unbroken / "report.html").is_file()
+    assert [path.name for path in unbroken.parent.iterdir()] == ["run"]
+
+
+def test_both_ranks_leave_when_the_first_is_told(unbroken, tmp_path):
+    """And go on to the same bits and the same table. SIGTERM is the one that Lightning listens to as well; SIGUSR1: callbacks/test_several_processes."""
     with small.started(tmp_path, *RANKS, "run_dir=run") as run:
         small.wait_for(lambda: small.reached(tmp_path / "out.txt", r"training batch [1-9]"), 120)
-        os.kill(run.pid, number)
-        assert run.wait(60) == status, (tmp_path / "out.txt").read_text()[-2000:]
+        os.kill(run.pid, signal.SIGTERM)
+        assert run.wait(60) == 128 + signal.SIGTERM, (tmp_path / "out.txt").read_text()[-2000:]
         assert not small.children(run.pid)
     assert small.reached(tmp_path / "out.txt", "asked to make room: everything is in .*last.ckpt")
     small.finish(tmp_path, *RANKS, "run_dir=run", "ckpt_path=auto")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,10 +24,22 @@ CONF = Path(__file__).parents[2] / "conf" / "explainer"
 NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))
 
 
+def first_of_each_class() -> list[str]:
+    """The entries without those that differ from an earlier one in settings alone."""
+    classes = {
+        re.search(r"^_target_: (\S+)", (CONF / f"{name}.yaml").read_text(), re.M)[1]: name for name in NAMES[::-1]
+    }
+    return sorted(classes.values())
+
+
 @pytest.fixture(params=NAMES)
 def explainer(request, small_net, x) -> Explainer:
     """An entry; one that learns from data has seen some."""
     return get(f"explainer/{request.param}").fit(small_net, in_batches(x))
+
+
+# For what the settings of a class cannot change, since it happens around `attribute`.
+once_per_class = pytest.mark.parametrize("explainer", first_of_each_class(), indirect=True)
 
 
 def suited(net: nn.Module, vit: nn.Module, explainer: Explainer) -> nn.Module:
@@ -99,14 +112,15 @@ def test_a_batch_of_four_equals_four_singles(explainer, noise, noisy_net, x, tar
 
 
 @pytest.mark.parametrize("noise", [False, True])
-@pytest.mark.parametrize("limit", [1, 3, 8])
-def test_the_chunk_does_not_matter(explainer, noise, limit, noisy_net, x, target):
+def test_the_chunk_does_not_matter(explainer, noise, noisy_net, x, target):
     with noise_scope(torch.arange(4), active=noise):
         whole = explainer(noisy_net, x, target)
-        with pass_limit(limit):
-            close(explainer(noisy_net, x, target), whole, rounding(explainer))
+        for limit in (1, 3, 8):
+            with pass_limit(limit):
+                close(explainer(noisy_net, x, target), whole, rounding(explainer))
 
 
+@once_per_class
 def test_without_a_scope_rows_count_as_samples_0_to_b(explainer, net, x, target):
     with pass_limit(6):
         without = explainer(net, x, target)
@@ -114,6 +128,7 @@ def test_without_a_scope_rows_count_as_samples_0_to_b(explainer, net, x, target)
             assert torch.equal(explainer(net, x, target), without)
 
 
+@once_per_class
 def test_the_same_call_gives_the_same_bits_whatever_the_global_seed(explainer, net, x, target):
     torch.manual_seed(1)
     first = explainer(net, x, target)
@@ -133,6 +148,7 @@ def test_the_class_matters_where_it_is_said_to(explainer, net, x, target):
     assert torch.equal(explainer(net, x, target), explainer(net, x, (target + 1) % 5)) != explainer.class_specific
 
 
+@once_per_class
 def test_no_target_is_the_predicted_class(explainer, net, x):
     assert torch.equal(explainer(net, x), explainer(net, x, net(x).argmax(1)))
 
@@ -157,6 +173,7 @@ class Lit(nn.Module):
         return self.network(x)
 
 
+@once_per_class
 def test_maps_are_the_same_wherever_they_are_made(explainer, net, x, target, tmp_path):
     expected = explainer(net, x, target)
 
@@ -199,6 +216,7 @@ def test_channels_last_and_double(explainer, net, x, target):
     assert (double - expected).abs().max() <= 1e-3 * expected.abs().max()
 
 
+@once_per_class
 def test_bound_explainers_answer_captums_call(explainer, net, x, target):
     expected = explainer(net, x, target)
     bound = explainer.bind(net)
@@ -207,6 +225,7 @@ def test_bound_explainers_answer_captums_call(explainer, net, x, target):
     assert torch.equal(from_tuple, expected)
 
 
+@once_per_class
 def test_fit_returns_an_explainer(explainer, net, x):
     assert isinstance(explainer.fit(net, in_batches(x)), Explainer)
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import warm
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -181,17 +180,15 @@ def test_a_metric_keeps_no_model(parts):
 @pytest.mark.ddp
 def test_any_number_of_processes_gives_the_same_table(parts, tmp_path):
     """One launch of three processes meets as worlds of 1, 2 and 3, the last with a rank that sees nothing; 67 images do not divide."""
+    script = str(Path(__file__).with_name("distributed_worker.py"))
     workers = [
-        subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("distributed_worker.py")), str(rank), str(tmp_path)]
-        )
-        for rank in range(3)
+        warm.Program([script, str(rank), str(tmp_path)], tmp_path, output=tmp_path / "out.txt") for rank in range(3)
     ]
     try:
-        assert [worker.wait(timeout=300) for worker in workers] == [0, 0, 0]
+        assert [worker.wait(300) for worker in workers] == [0, 0, 0], (tmp_path / "out.txt").read_text()
     finally:
         for worker in workers:
-            worker.kill()  # the others wait for one that failed
+            worker.end()  # the others wait for one that failed
     reference = np.load(tmp_path / "world1_rank0.npz")
     assert reference["table"].shape == (67, 2) and np.isnan(reference["table"]).any()
     for world in (2, 3):

@@ -73,6 +73,48 @@ def test_unknown_labels_count_nowhere(classifier):
     )
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_the_training_loss_is_the_cross_entropy_of_every_known_label(classifier, smoothing):
+    """By hand, with the gradient that teaches: (p - y) x^T / n, where y has a share of the smoothing in every class."""
+    module = classifier(network=nn.Sequential(nn.Flatten(), nn.Linear(48, 8)).double(), label_smoothing=smoothing)
+    image = torch.rand(10, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    label = torch.tensor([0, 1, 2, -1, 3, 4, 5, 6, 7, 1])
+    loss = module.training_step(Batch(image, label, torch.arange(10)), 0)
+    loss.backward()
+
+    known = label >= 0
+    x = image.flatten(1)[known]
+    with torch.no_grad():
+        p = module.network(image)[known].softmax(1)
+    y = (1 - smoothing) * torch.eye(8, dtype=torch.float64)[label[known]] + smoothing / 8
+    torch.testing.assert_close(loss.detach(), -(y * p.log()).sum(1).mean())
+    torch.testing.assert_close(module.network[1].weight.grad, (p - y).T @ x / len(x))
+    torch.testing.assert_close(module.network[1].bias.grad, (p - y).mean(0))
+    assert float(module.train_accuracy.compute()) == pytest.approx(float((p.argmax(1) == label[known]).float().mean()))
+
+
+def test_each_split_logs_its_own_numbers(classifier, data, trainer, tmp_path):
+    """Of a network that does not learn, for which an epoch's running numbers are those of the whole split; the last batches hold 8, 3 and 4 images."""
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 8))
+    module, images = (
+        classifier(network=network, optimizer=partial(torch.optim.SGD, lr=0.0)),
+        data(val_size=19, test_size=20),
+    )
+    run = trainer(tmp_path, max_epochs=1, checkpoint=False)
+    run.fit(module, datamodule=images)
+    logged = {name: float(value) for name, value in run.callback_metrics.items()}
+    logged |= run.test(module, datamodule=images, verbose=False)[0]
+    for split, size in (("train", 48), ("val", 19), ("test", 20)):
+        batch = images.dataset(split).__getitems__(list(range(size)))
+        with torch.no_grad():
+            probability = network(batch.image).softmax(1)
+        loss = -probability.log()[torch.arange(size), batch.label].mean()
+        hits = (probability.argmax(1) == batch.label).float().mean()
+        # float32 sums of up to 48 terms in another order
+        assert logged[f"{split}/loss"] == pytest.approx(float(loss), rel=1e-5)
+        assert logged[f"{split}/accuracy"] == pytest.approx(float(hits), abs=1e-6)
+
+
 def test_noise_speaks_in_training_only_and_is_keyed_by_epoch(classifier, data, trainer, tmp_path):
     spy = Spy()
     run = trainer(tmp_path, max_epochs=2)
@@ -162,6 +204,18 @@ def test_compiling_leaves_the_network_and_its_keys_alone(classifier):
     assert list(plain.state_dict()) == list(compiled.state_dict())
     assert type(compiled.network) is type(plain.network)
     assert compiled.__dict__["_step_network"] is not None
+
+
+def test_only_the_training_step_runs_through_the_compiled_network(classifier, monkeypatch):
+    calls = []
+    monkeypatch.setattr(torch, "compile", lambda network: lambda x: calls.append(len(x)) or network(x))
+    module = classifier(compile=True)
+    module.log = lambda *args, **kwargs: None
+    batch = Batch(torch.rand(4, 3, 16, 16), torch.arange(4), torch.arange(4))
+    module.training_step(batch, 0)
+    assert calls == [4]
+    module.validation_step(batch, 0)
+    assert calls == [4]
 
 
 @pytest.mark.parametrize(

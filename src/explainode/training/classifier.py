@@ -85,6 +85,7 @@ class Classifier(LightningModule):
         # in __dict__, not a submodule: the state dict has the bare network's keys
         self.__dict__["_step_network"] = torch.compile(network) if compile else None
 
+        # "disable" keeps NaN, but with it torchmetrics ignores weights: a batch's mean is counted once for each of its images
         self.train_loss, self.train_accuracy = MeanMetric(nan_strategy="disable"), self._accuracy(num_classes)
         self.val_loss, self.val_accuracy, self.val_calibration_error = (
             MeanMetric(nan_strategy="disable"),
@@ -127,7 +128,7 @@ class Classifier(LightningModule):
             for name, penalty in penalties.items():
                 self.log(f"train/{name}", penalty.detach(), on_step=False, on_epoch=True, batch_size=len(batch))
                 loss = loss + penalty
-        self.train_loss.update(loss.detach(), len(batch))
+        self.train_loss.update(loss.detach().expand(int((batch.label >= 0).sum())))
         self.train_accuracy.update(logits.detach(), batch.label)
         return loss
 
@@ -150,7 +151,7 @@ class Classifier(LightningModule):
         known = int((batch.label >= 0).sum())
         if known:
             loss = F.cross_entropy(logits, batch.label, ignore_index=-1)
-            getattr(self, f"{stage}_loss").update(loss, known)
+            getattr(self, f"{stage}_loss").update(loss.expand(known))
         getattr(self, f"{stage}_accuracy").update(logits, batch.label)
         getattr(self, f"{stage}_calibration_error").update(logits.softmax(1), batch.label)
         for name in ("loss", "accuracy", "calibration_error"):

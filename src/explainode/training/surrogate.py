@@ -110,7 +110,7 @@ class Surrogate(Classifier):
             (logits / T).log_softmax(1), (wanted / T).log_softmax(1), reduction="batchmean", log_target=True
         )
         loss = self.feature_weight * feature_loss + self.logit_weight * logit_loss
-        self.train_loss.update(loss.detach(), len(batch))
+        self.train_loss.update(loss.detach().expand(len(batch)))
         self.train_accuracy.update(logits.detach(), batch.label)
         return loss
 
