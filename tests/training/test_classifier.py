@@ -73,6 +73,44 @@ def test_unknown_labels_count_nowhere(classifier):
     )
 
 
+def test_a_step_learns_from_every_class_and_from_no_unknown_label(classifier):
+    """Loss and accuracy of a step from their definitions, over each of the classes in turn and over all of them."""
+    smoothing = 0.3
+    module = classifier(label_smoothing=smoothing).eval()  # dropout would draw
+    image = torch.rand(9, 3, 16, 16)
+    label = torch.tensor([0, 1, 2, 3, 4, 5, 6, 7, -1])
+    with torch.no_grad():
+        log_p = module.network(image).log_softmax(1)
+    surprise = -(1 - smoothing) * log_p[range(8), label[:8]] - smoothing * log_p[:8].mean(1)
+    hit = (log_p[:8].argmax(1) == label[:8]).float()
+    for rows in [[k, 8] for k in range(8)] + [list(range(9))]:
+        module.train_loss.reset()
+        module.train_accuracy.reset()
+        loss = module.training_step(Batch(image[rows], label[rows], torch.tensor(rows)), 0).detach()
+        known = rows[:-1]
+        # float32 sums of 8 terms in another order
+        assert float(loss) == pytest.approx(float(surprise[known].mean()), rel=1e-5)
+        assert float(module.train_loss.compute()) == pytest.approx(float(loss), rel=1e-6)
+        assert float(module.train_accuracy.compute()) == pytest.approx(float(hit[known].mean()))
+
+
+def test_calibration_error_of_fifteen_bins_over_known_labels(classifier):
+    """Confidences all over (1/8, 1), so that another number of bins shows; a quarter of the labels is unknown."""
+    generator = torch.Generator().manual_seed(0)
+    probability = (4 * torch.randn(400, 8, generator=generator)).softmax(1)
+    drawn = probability.multinomial(1, generator=generator)[
+        :, 0
+    ]  # neither too sure nor too unsure: bins differ in sign
+    label = torch.where(torch.arange(400) % 4 == 0, -1, drawn)
+    metric = classifier().val_calibration_error
+    metric.update(probability, label)
+    confidence, predicted = probability[label >= 0].double().max(1)
+    hit = (predicted == label[label >= 0]).double()
+    bins = (confidence * 15).ceil()
+    expected = sum(((confidence - hit)[bins == k].sum()).abs() for k in range(1, 16)) / len(hit)
+    assert float(metric.compute()) == pytest.approx(float(expected), rel=1e-5)
+
+
 def test_noise_speaks_in_training_only_and_is_keyed_by_epoch(classifier, data, trainer, tmp_path):
     spy = Spy()
     run = trainer(tmp_path, max_epochs=2)
