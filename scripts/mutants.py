@@ -21,6 +21,7 @@ import json
 import os
 import queue
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -265,6 +266,14 @@ def tests_of(root: Path, path: str) -> list[list[str]]:
     return [words for words in (mirror, rest) if words]
 
 
+@dataclass(frozen=True)
+class Limit:
+    """Seconds that a run may take, of the processor and on the clock."""
+
+    processor: int
+    clock: float
+
+
 class Copy:
     """A copy of the tree in which one mutant after another is tried.
 
@@ -293,23 +302,25 @@ class Copy:
         if not done.stdout.startswith(str(self.root)):
             raise SystemExit(f"the tests would import {done.stdout.strip() or done.stderr[-500:]}, not the copy")
 
-    def run(self, tests: list[str], limit: float) -> tuple[int | None, str]:
+    def run(self, tests: list[str], limit: Limit) -> tuple[int | None, str]:
         """Pytest's exit status, None when it ran out of time, and its last lines."""
-        words = [sys.executable, "-m", "pytest", *PYTEST, *tests]
+        ulimit = f'ulimit -t {limit.processor}; exec "$@"'
+        words = ["sh", "-c", ulimit, "sh", sys.executable, "-m", "pytest", *PYTEST, *tests]
         with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
             process = subprocess.Popen(
                 words, cwd=self.root, env=self.environment, stdout=output, stderr=output, start_new_session=True
             )
             try:
-                status: int | None = process.wait(limit)
+                status: int | None = process.wait(limit.clock)
             except subprocess.TimeoutExpired:
                 status = None
             finally:
                 _end_group(process)
+            status = None if status in (-signal.SIGXCPU, -signal.SIGKILL) else status
             output.seek(0)
             return status, "\n".join(output.read().splitlines()[-15:])
 
-    def try_mutant(self, mutant: Mutant, limits: dict[str, float]) -> dict[str, object]:
+    def try_mutant(self, mutant: Mutant, limits: dict[str, Limit]) -> dict[str, object]:
         """Whether the mutant was killed, by what, and in how many seconds."""
         file = self.root / mutant.path
         source = file.read_text(encoding="utf-8")
@@ -336,23 +347,29 @@ def _end_group(process: subprocess.Popen) -> None:
     process.wait()
 
 
-def time_limits(tree: Copy, mutants: list[Mutant]) -> dict[str, float]:
-    """Seconds that a room's tests may take: three times as long as without a mutant, and half a minute.
+def time_limits(tree: Copy, mutants: list[Mutant]) -> dict[str, Limit]:
+    """What a room's tests may take: three times the processor's time without a mutant, and half a minute; on the clock more, as others may work too.
 
     Raises:
         SystemExit: for a room whose tests fail without a mutant.
     """
     limits = {}
     for room, path in sorted({mutant.room: mutant.path for mutant in mutants}.items()):
-        start = time.monotonic()
+        start, busy = time.monotonic(), _processor_seconds()
         for tests in tests_of(tree.root, path):
-            code, output = tree.run(tests, limit=3600)
+            code, output = tree.run(tests, Limit(processor=3600, clock=3600))
             if code not in (0, 5):
                 raise SystemExit(f"the tests of {room} fail without a mutant:\n{output}")
-        seconds = time.monotonic() - start
-        limits[room] = 30 + 3 * seconds
-        print(f"{room}: {seconds:.0f} s without a mutant", flush=True)
+        seconds, busy = time.monotonic() - start, _processor_seconds() - busy
+        limits[room] = Limit(processor=int(30 + 3 * busy), clock=60 + 6 * seconds)
+        print(f"{room}: {seconds:.0f} s without a mutant, {busy:.0f} s of the processor", flush=True)
     return limits
+
+
+def _processor_seconds() -> float:
+    """What all processes took that this one has started and that are over."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def read_results(path: Path) -> dict[str, dict]:
@@ -369,6 +386,7 @@ def report(rows: list[dict]) -> str:
         of_room = [row for row in rows if room in (row["room"], "all")]
         killed = sum(row["status"] != "survived" for row in of_room)
         lines.append(f"{room:<14}{len(of_room):>8}{killed:>8}{killed / max(len(of_room), 1):>8.0%}")
+    lines.append(f"{sum(row['status'] == 'killed by time' for row in rows)} of the killed ran out of time")
     survivors = [row for row in rows if row["status"] == "survived"]
     for row in sorted(survivors, key=lambda row: (row["path"], row["line"])):
         lines.append(f"{row['path']}:{row['line']}  {row['kind']}\n    - {row['before']}\n    + {row['after']}")

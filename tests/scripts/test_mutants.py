@@ -173,11 +173,19 @@ def test_a_mutant_that_hangs_is_killed_with_what_it_started(mutants, tmp_path):
         "    time.sleep(600)\n"
     )
     copied = mutants.Copy(root, tmp_path / "copy")
-    code, _ = copied.run(["tests/room"], limit=5)
+    code, _ = copied.run(["tests/room"], mutants.Limit(processor=60, clock=8))
     assert code is None
     child = (copied.root / "child").read_text()
     state = subprocess.run(["ps", "-o", "state=", "-p", child], capture_output=True, text=True).stdout.strip()
     assert state in ("", "Z"), "ended, at most waiting to be collected"
+
+
+def test_a_mutant_that_goes_round_forever_is_killed_by_the_processors_time(mutants, tmp_path):
+    root = tree(tmp_path / "tree")
+    (root / "tests/room/test_small.py").write_text("def test_small():\n    while True:\n        pass\n")
+    copied = mutants.Copy(root, tmp_path / "copy")
+    code, _ = copied.run(["tests/room"], mutants.Limit(processor=2, clock=300))
+    assert code is None
 
 
 def test_the_copy_is_what_is_imported(mutants, tmp_path):
