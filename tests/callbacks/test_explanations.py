@@ -196,6 +196,27 @@ def test_what_the_whole_run_cannot_pay_is_cut(classifier, data, trainer, tmp_pat
     assert [(epoch, len(images)) for epoch, images in callback.seen] == [(1, 1)]
 
 
+def test_one_safe_point_is_planned_for_each_batch_and_explainer(
+    classifier, data, trainer, tmp_path, explaining, monkeypatch
+):
+    """The ranks vote as often as was planned: a plan of fewer lets one that has more to do stop alone."""
+    planned, passed = [], []
+
+    class Counting(explanations.SafePoints):
+        def __init__(self, trainer, points):
+            super().__init__(trainer, points)
+            planned.append(points)
+
+        def __call__(self):
+            passed.append(len(planned))
+            super().__call__()
+
+    monkeypatch.setattr(explanations, "SafePoints", Counting)
+    callback = explaining(images=6, batch_size=2)
+    trainer(tmp_path, [callback], max_epochs=1, checkpoint=False).fit(classifier(), datamodule=data())
+    assert planned == [6] and passed == [1] * 6, "three batches, two explainers"
+
+
 def test_what_is_left_out_is_not_measured(explaining):
     callback = explaining(without=["smoothgrad", "smoothness", "never chosen"])
     assert set(callback.explainers) == {"saliency"} and set(callback.metrics) == {"deletion"}

@@ -67,6 +67,34 @@ def test_speaks_at_its_interval_also_inside_long_steps(classifier, data, trainer
     assert ("\r" in text) is terminal
 
 
+class Lines(Callback):
+    """The progress line at the start of each batch that is not trained on."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_validation_batch_start(self, trainer, *args):
+        self.seen.append(trainer.progress_bar_callback.line())
+
+    on_test_batch_start = on_validation_batch_start
+
+
+def test_each_stage_is_called_by_its_name(classifier, data, trainer, tmp_path, monkeypatch):
+    monkeypatch.setattr(Progress, "stream", Stream(False))
+    lines, module, images = Lines(), classifier(), data()  # two batches each of validation and test images
+    callbacks = [Progress(every=60), lines]
+    run = trainer(tmp_path, callbacks, max_epochs=1, num_sanity_val_steps=1, enable_progress_bar=True)
+    run.fit(module, datamodule=images)
+    run.test(module, datamodule=images, verbose=False)
+    assert lines.seen == [
+        "epoch 1/1 | checking batch 0/1",
+        "epoch 1/1 | validating batch 0/2",
+        "epoch 1/1 | validating batch 1/2",
+        "testing batch 0/2",
+        "testing batch 1/2",
+    ]
+
+
 def test_the_thread_ends_with_the_run_also_when_it_fails(classifier, data, trainer, tmp_path, monkeypatch):
     class Fail(Callback):
         def on_train_batch_end(self, *args):

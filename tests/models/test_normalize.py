@@ -14,6 +14,14 @@ def test_it_is_torchvisions_normalization():
     assert torch.equal(Normalize(IMAGENET_MEAN, IMAGENET_STD)(x), normalize(x, list(IMAGENET_MEAN), list(IMAGENET_STD)))
 
 
+def test_imagenets_numbers_are_those_of_the_published_weights():
+    from torchvision.models import ResNet50_Weights
+
+    published = ResNet50_Weights.IMAGENET1K_V1.transforms()
+    assert tuple(published.mean) == IMAGENET_MEAN
+    assert tuple(published.std) == IMAGENET_STD
+
+
 def test_mean_0_and_std_1_is_the_identity_bit_for_bit():
     x = torch.randn(2, 3, 5, 6)
     assert torch.equal(Normalize()(x), x)

@@ -24,6 +24,14 @@ def test_a_stem_makes_as_many_patches():
     assert network.heads.head.weight.std() > 0  # at torchvision's zeros no relevance would come back
 
 
+def test_the_channels_of_a_stem_double_up_to_the_width():
+    stem = small_vit(patch_size=8, width=64, depth=1).conv_proj
+    channels = [module.out_channels for module in stem.modules() if isinstance(module, torch.nn.Conv2d)]
+    assert channels == [16, 32, 64, 64], (
+        "three halvings (Xiao et al. 2021), and torchvision's 1x1 convolution to the width"
+    )
+
+
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [

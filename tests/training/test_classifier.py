@@ -115,6 +115,23 @@ def test_each_split_logs_its_own_numbers(classifier, data, trainer, tmp_path):
         assert logged[f"{split}/accuracy"] == pytest.approx(float(hits), abs=1e-6)
 
 
+def test_calibration_error_of_fifteen_bins_over_known_labels(classifier):
+    """Confidences all over (1/8, 1), so that another number of bins shows; a quarter of the labels is unknown."""
+    generator = torch.Generator().manual_seed(0)
+    probability = (4 * torch.randn(400, 8, generator=generator)).softmax(1)
+    drawn = probability.multinomial(1, generator=generator)[
+        :, 0
+    ]  # neither too sure nor too unsure: bins differ in sign
+    label = torch.where(torch.arange(400) % 4 == 0, -1, drawn)
+    metric = classifier().val_calibration_error
+    metric.update(probability, label)
+    confidence, predicted = probability[label >= 0].double().max(1)
+    hit = (predicted == label[label >= 0]).double()
+    bins = (confidence * 15).ceil()
+    expected = sum(((confidence - hit)[bins == k].sum()).abs() for k in range(1, 16)) / len(hit)
+    assert float(metric.compute()) == pytest.approx(float(expected), rel=1e-5)
+
+
 def test_noise_speaks_in_training_only_and_is_keyed_by_epoch(classifier, data, trainer, tmp_path):
     spy = Spy()
     run = trainer(tmp_path, max_epochs=2)
