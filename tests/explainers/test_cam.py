@@ -12,7 +12,7 @@ from torch import nn
 from explainode.errors import UserError
 from explainode.explainers.base import guard
 from explainode.explainers.cam import CAM, GradCAM, GradCAMPlusPlus, LayerCAM, XGradCAM
-from explainode.explainers.layers import activation, activation_and_gradient, find_layer, token_grid
+from explainode.explainers.layers import activation, activation_and_gradient, find_layer
 from explainode.randomness import noise_scope
 
 
@@ -323,33 +323,16 @@ def test_the_activation_is_what_the_layer_returned(resnet):
         assert torch.equal(activation(network, IMAGES, "bn1"), seen)
 
 
-@pytest.mark.parametrize(
-    ("tokens", "size", "grid"),
-    [
-        (197, (224, 224), (14, 14)),
-        (196, (224, 224), (14, 14)),
-        (201, (224, 224), (14, 14)),
-        (50, (224, 224), (7, 7)),
-        (1 + 8 * 16, (128, 256), (8, 16)),
-        (190, (224, 224), None),
-        (3, (32, 32), None),
-    ],
-)
-def test_tokens_lie_on_the_grid_of_the_image(tokens, size, grid):
-    assert token_grid(tokens, size) == grid
-
-
 @pytest.fixture(scope="module")
 def vit():
     torch.manual_seed(0)
     return torchvision.models.VisionTransformer(32, 8, 3, 2, 24, 48, num_classes=5).eval()
 
 
-def test_a_vision_transformer_has_no_default_layer(vit):
-    with pytest.raises(
-        UserError, match=r"VisionTransformer has no feature map behind 'conv_proj'.*name a layer of tokens.*saliency"
-    ):
-        GradCAM()(vit, torch.rand(1, 3, 32, 32), 0)
+def test_the_default_layer_of_a_vision_transformer_is_the_state_before_the_last_attention(vit):
+    """Behind it the logits read the class token alone, so that no place of the image has a gradient."""
+    with guard(vit) as network:
+        assert find_layer(network, torch.rand(1, 3, 32, 32)) == "encoder.layers.encoder_layer_2.ln_1"
 
 
 def test_tokens_of_a_named_layer_are_a_map(vit):

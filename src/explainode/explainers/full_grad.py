@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ from explainode.explainers.relevance import record_logits
 from explainode.explainers.targets import select_score
 from explainode.relevance.composites import backpropagation
 from explainode.relevance.operations import Linear, Operation
+from explainode.relevance.places import Places
 from explainode.relevance.rules.gradient import Gradient
 from explainode.relevance.walk import Walk, one_hot
 
@@ -42,36 +44,39 @@ class FullGrad(Explainer):
         def evaluate(x: Tensor, target: Tensor) -> tuple[Tensor]:
             tape = record_logits(model, x, target)
             record_pass(backwards=len(x))
-            walk = Walk(tape)
+            walk, places = Walk(tape), Places(tape)
             maps: dict[tuple[int, int], Tensor] = {}
             placeless = torch.zeros(len(x), dtype=torch.float64, device=x.device)
 
             def add(operation: Operation, R: tuple[Tensor | None, ...], shares: tuple[Tensor | None, ...]) -> None:
                 nonlocal placeless
-                if (
-                    (term := bias_term(operation, R, shares)) is not None
-                    and term.dim() == 4
-                    and walk.samples.leading(operation.output)
-                ):
-                    found = self._reduced(term)
-                    size = (found.shape[2], found.shape[3])
-                    maps[size] = maps[size] + found if size in maps else found
-                elif term is not None or not is_homogeneous(operation):
-                    placeless = placeless + self._reduced(left_over(walk, operation, R, shares))
+                term = bias_term(operation, R, shares)
+                if term is None:
+                    if not is_homogeneous(operation):
+                        placeless = placeless + left_over(walk, operation, R, shares, self.absolute)
+                    return
+                if self.absolute and operation.kind != "norm":
+                    term = term.abs()
+                layout, whole = places.layout(operation.output), walk.samples.sum(operation.output, term)
+                if layout is not None and layout.size != (1, 1):
+                    found = layout.to_maps(term, len(x)).sum(1, keepdim=True)
+                    whole = whole - found.flatten(1).sum(1, dtype=torch.float64)  # class tokens are at no place
+                    found = found.abs() if self.absolute else found
+                    maps[layout.size] = maps[layout.size] + found if layout.size in maps else found
+                    if layout.plain:
+                        return
+                placeless = placeless + (whole.abs() if self.absolute else whole)
 
             gradient = walk.back(
                 {tape.output: one_hot(tape, target)}, backpropagation(Gradient()), last=True, observe=add
             )
-            total = self._reduced(gradient * x)
+            total = gradient * x
+            total = (total.abs() if self.absolute else total).sum(1, keepdim=True)
             for found in maps.values():
                 total = total + keeping_sum(found, x.shape[-2:])
             return (total + (placeless / total[0].numel()).to(total.dtype)[:, None, None, None],)
 
         return in_passes(evaluate, x, target)[0]
-
-    def _reduced(self, term: Tensor) -> Tensor:
-        term = term.abs() if self.absolute else term
-        return term.sum(1, keepdim=True) if term.dim() == 4 else term
 
     def expected_sum(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor | None:
         return None if self.absolute else select_score(predict(model, x), target)
@@ -85,16 +90,18 @@ def is_homogeneous(operation: Operation) -> bool:
 
 
 def bias_term(operation: Operation, R: tuple[Tensor | None, ...], shares: tuple[Tensor | None, ...]) -> Tensor | None:
-    """R * (y - J x), in the shape of the output; None if there is no bias, or the operation is not element by element."""
+    """R * (y - J x), in the shape of the output; None if there is no bias, or the operation is not element by element.
+
+    Of a layer normalization R * y - (J^T R) * x: its sum over the elements that are normalized together is what is meant.
+    """
     if is_homogeneous(operation) or R[0] is None:
         return None
     if isinstance(operation, Linear):
         assert operation.bias is not None
         return R[0] * operation.bias
     y = operation.output.data
-    if operation.kind not in ("affine", "activation", "product") or any(
-        value.data.shape != y.shape for value in operation.inputs
-    ):
+    by_element = operation.kind in ("affine", "activation", "product") or operation.name == "native_layer_norm"
+    if not by_element or any(value.data.shape != y.shape for value in operation.inputs):
         return None
     return R[0] * y - sum(products(operation, shares))
 
@@ -106,9 +113,13 @@ def products(operation: Operation, shares: tuple[Tensor | None, ...]) -> list[Te
 
 
 def left_over(
-    walk: Walk, operation: Operation, R: tuple[Tensor | None, ...], shares: tuple[Tensor | None, ...]
+    walk: Walk,
+    operation: Operation,
+    R: tuple[Tensor | None, ...],
+    shares: tuple[Tensor | None, ...],
+    absolute: bool = False,
 ) -> Tensor:
-    """(B,): R * (y - J x) summed over each image, which is sum(R * y) - sum((J^T R) * x)."""
+    """(B,): R * (y - J x) summed over each image, which is sum(R * y) - sum((J^T R) * x); its absolute value where asked for."""
     total = torch.zeros(walk.tape.batch, dtype=torch.float64, device=walk.tape.input.data.device)
     for value, r in zip(operation.outputs, R, strict=True):
         if r is not None:
@@ -116,14 +127,28 @@ def left_over(
     given = [value for value, share in zip(operation.inputs, shares, strict=True) if share is not None]
     for value, product in zip(given, products(operation, shares), strict=True):
         total = total - walk.samples.sum(value, product)
-    return total
+    return total.abs() if absolute else total
 
 
 def keeping_sum(maps: Tensor, size: torch.Size) -> Tensor:
-    """`maps` (B, 1, h, w) upsampled bilinearly to `size`, each value handed out among the pixels that read it."""
+    """`maps` (B, 1, h, w) at `size`, along each axis for itself: upsampled bilinearly, each value handed out among the pixels that read it; of an axis
+    longer than the image's the mean of what falls on a pixel times its number, so that each value keeps its sum either way."""
+    for axis in (2, 3):
+        wanted = list(maps.shape)
+        wanted[axis] = size[axis - 2]
+        if maps.shape[axis] > wanted[axis]:
+            maps = F.adaptive_avg_pool2d(maps / _readers(maps, wanted, F.adaptive_avg_pool2d), wanted[2:])
+        elif maps.shape[axis] < wanted[axis]:
+            maps = _bilinear(maps / _readers(maps, wanted, _bilinear), wanted[2:])
+    return maps
+
+
+def _bilinear(maps: Tensor, size: Sequence[int]) -> Tensor:
+    return F.interpolate(maps, size=list(size), mode="bilinear", align_corners=False)
+
+
+def _readers(maps: Tensor, size: Sequence[int], resize: Callable[[Tensor, Sequence[int]], Tensor]) -> Tensor:
+    """How much all pixels together read of each value."""
     with torch.enable_grad():
         ones = torch.ones_like(maps[:1]).requires_grad_()
-        (readers,) = torch.autograd.grad(
-            F.interpolate(ones, size=size, mode="bilinear", align_corners=False).sum(), ones
-        )
-    return F.interpolate(maps / readers, size=size, mode="bilinear", align_corners=False)
+        return torch.autograd.grad(resize(ones, size[2:]).sum(), ones)[0]

@@ -2,88 +2,128 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import copy
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from explainode.attribution import begin_graph, graph_is_kept
 from explainode.errors import UserError, nearest
-from explainode.explainers.passes import differentiate_at, forward, in_passes, predict
+from explainode.explainers.passes import differentiate_at, forward, in_passes, record_pass
 from explainode.explainers.targets import Unit, select_score
 from explainode.randomness import noise_rows
+from explainode.relevance.composites import PATHS
+from explainode.relevance.operations import Value
+from explainode.relevance.places import Layout, Places
+from explainode.relevance.tape import Tape, record
+from explainode.relevance.walk import Walk
 
 PIXELS = ""  # the place before the first layer: the images themselves
 
 # These show the map of another layer: resized, or (in eval mode) as it is.
 _PASSIVE = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Identity, nn.Dropout, nn.Dropout2d)
 
-# Per network: its modules and the image shape when the layer was found -> the layer's name. A layer is looked for once, not in every batch.
-_found: WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], str]] = WeakKeyDictionary()
 
+@dataclass(frozen=True)
+class _Returned:
+    """What a layer returns.
 
-def is_feature_map(module: nn.Module, output: Any, rows: int) -> bool:
-    """Whether `module` made `output` a map (rows, C, h, w) of more than one position in each direction."""
-    return (
-        isinstance(output, Tensor)
-        and output.dim() == 4
-        and output.shape[0] == rows
-        and output.is_floating_point()
-        and min(output.shape[-2:]) > 1
-        and not isinstance(module, _PASSIVE)
-    )
-
-
-def token_grid(tokens: int, size: Sequence[int]) -> tuple[int, int] | None:
-    """(h, w) of the patches among `tokens` of an image of `size` (H, W); None if they form no grid of the image's shape.
-
-    What is left over, at most eight, are prefix tokens (class, distillation, registers); the fewest that leave a grid are taken.
+    Attributes:
+        layout: how it becomes feature maps; None: it does not.
+        shape: of two images.
+        whole: it is a map (B, C, h, w), or a state that a residual network hands on from block to block, not a product inside of a block.
+        speaks: the logits read it at more than one place of the image.
     """
-    height, width = size
-    for patches in range(tokens, max(tokens - 9, 3), -1):
-        h = math.isqrt(patches * height // width)
-        if h > 1 and patches % h == 0 and patches // h > 1 and h * width == patches // h * height:
-            return h, patches // h
-    return None
+
+    layout: Layout | None
+    shape: tuple[int, ...]
+    whole: bool
+    speaks: bool
 
 
-def as_map(output: Tensor, x: Tensor) -> Tensor:
-    """(R, C, h, w): a map as it is; patch tokens (R, N, C) on their grid, without the prefix tokens."""
-    if output.dim() == 4:
-        return output
-    grid = token_grid(output.shape[1], x.shape[-2:])
-    assert grid is not None, "check_map lets only tokens on a grid pass"
-    return output[:, output.shape[1] - grid[0] * grid[1] :].transpose(1, 2).unflatten(2, grid)
+# Per network: its modules and the image shape -> what its layers return, in the order of computing. Looked for once, not in every batch.
+_returned: WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], dict[str, _Returned]]] = WeakKeyDictionary()
 
 
-def is_tokens(output: Any, x: Tensor) -> bool:
-    """Whether `output` is one token (R, N, C) for each patch of the images, and perhaps some more."""
-    return (
-        isinstance(output, Tensor)
-        and output.dim() == 3
-        and len(output) == len(x)
-        and token_grid(output.shape[1], x.shape[-2:]) is not None
-    )
+def _layers(model: nn.Module, x: Tensor) -> dict[str, _Returned]:
+    """What the layers return for images of x's shape, by name: by one recorded forward of two images."""
+    key = tuple(x.shape[1:]), tuple(map(id, model.modules()))
+    known = _returned.setdefault(model, {})
+    if key not in known:
+        names = [name for name, _ in model.named_modules() if name]
+        pair = x[:1].detach().expand(2, *x.shape[1:])  # two: of one image no axis can be told from the axis of images
+        record_pass(forwards=2)
+        # a unit's network may be asked while it is being recorded itself
+        with _disable_current_modes(), noise_rows(torch.zeros(2, dtype=torch.int64)):
+            tape = record(model, pair, names)
+        last = {name: calls[-1] for name, calls in tape.calls.items() if name}
+        places, read = Places(tape), _read_of(tape, list(last.values()))
+        order = {id(operation): at for at, operation in enumerate(tape.operations)}
+        found = {name: _look(places, value, read) for name, value in last.items()}
+        known[key] = dict(sorted(found.items(), key=lambda item: order.get(id(last[item[0]].producer), -1)))
+    return known[key]
 
 
-def check_map(name: str, output: Any, x: Tensor) -> Tensor:
-    """`output` of layer `name` if it is a feature map of x, or its patch tokens.
+def _read_of(tape: Tape, values: Sequence[Value]) -> dict[int, Tensor] | None:
+    """What the logits read of each value, in its shape; None where an operation hides it."""
+    walk = Walk(tape)
+    try:
+        walk.back({tape.output: torch.ones_like(tape.output.data)}, PATHS, values)
+    except UserError:
+        return None
+    return walk.kept
+
+
+def _look(places: Places, value: Value, read: dict[int, Tensor] | None) -> _Returned:
+    layout, shape = places.layout(value), tuple(value.data.shape)
+    if layout is None:
+        return _Returned(None, shape, False, False)
+    origin = value.producer
+    while origin is not None and origin.kind in ("rearrangement", "affine"):
+        origin = origin.inputs[0].producer
+    whole = layout.plain or (origin is not None and origin.kind in ("sum", "norm"))
+    speaks = read is None
+    if read is not None and id(value) in read:
+        speaks = int((layout.to_maps(read[id(value)], 2)[0] != 0).any(0).sum()) > 1
+    return _Returned(layout, shape, whole, speaks)
+
+
+def _look_up(model: nn.Module, x: Tensor, name: str) -> _Returned:
+    """What layer `name` returns.
 
     Raises:
-        UserError: if it is neither.
+        UserError: if there is no such layer, or it returns nothing that depends on the image.
     """
-    if (isinstance(output, Tensor) and output.dim() == 4 and len(output) == len(x)) or is_tokens(output, x):
-        return output
-    got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-    raise UserError(
-        f"layer {name!r} returns {got}, expected a feature map ({len(x)}, C, h, w); choose a convolutional layer"
-    )
+    module = get_layer(model, name)
+    found = _layers(model, x).get(next(known for known, other in model.named_modules() if other is module))
+    if found is None:
+        raise UserError(
+            f"layer {name!r} took no part in the forward pass, or returns no single tensor that depends on the image; choose another layer"
+        )
+    return found
+
+
+def layout_of(model: nn.Module, x: Tensor, name: str) -> Layout:
+    """How what layer `name` returns becomes feature maps (B, C, h, w).
+
+    Raises:
+        UserError: if its elements are not one for each place of a grid in the image.
+    """
+    found = _look_up(model, x, name)
+    if found.layout is None:
+        shape = (len(x), *found.shape[1:]) if found.shape[0] == 2 else found.shape
+        raise UserError(
+            f"layer {name!r} returns {shape}, expected a feature map ({len(x)}, C, h, w) or tokens, one for each place of a grid in the image; choose "
+            "a convolutional layer"
+        )
+    return found.layout
 
 
 def last_call(name: str, seen: Sequence[Tensor]) -> Tensor:
@@ -128,48 +168,30 @@ def hooked(layers: Sequence[nn.Module], hook: Any) -> Iterator[None]:
 
 
 def find_layer(model: nn.Module, x: Tensor, name: str | None = None) -> str:
-    """The name of the layer to explain: `name` if it exists, else the last spatial feature map that the network computes for `x`.
+    """The name of the layer to explain: `name` if it exists, else the last feature map that the logits read at more than one place of the image.
 
-    Last in the order of computing; of several modules that return the same map the outermost. One forward of one image finds it, once for
-    each network and image shape.
+    Last in the order of computing; of several modules that return the same map the outermost. In a transformer whose logits read a class token this is
+    the state before the last attention; where they read the mean of the tokens, the last state. Found once for each network and image shape.
 
     Raises:
-        UserError: if no layer has that name, no layer returns a map (B, C, h, w) of more than one position, or the network is a transformer
-            whose only map are its patches.
+        UserError: if no layer has that name, or none returns a map (B, C, h, w), or tokens on a grid, of more than one position.
     """
     if name is not None:
         get_layer(model, name)
         return name
-    modules = dict(model.named_modules())
-    key = (tuple(x.shape[1:]), tuple(map(id, modules.values())))
-    known = _found.setdefault(model, {})
-    if key not in known:
-        names = {module: name for name, module in modules.items() if name}
-        finished: list[str] = []
-        tokens: list[str] = []  # layers after the last map that return tokens
-
-        def remember(module: nn.Module, args: Any, output: Any) -> None:
-            if is_feature_map(module, output, 1):
-                finished.append(names[module])
-                tokens.clear()
-            elif is_tokens(output, x[:1]):
-                tokens.append(names[module])
-
-        with hooked(list(names), remember), noise_rows(torch.zeros(1, dtype=torch.int64)):
-            predict(model, x[:1])
-        if not finished:
-            raise UserError(
-                f"no layer of {type(model).__name__} returns a feature map (B, C, h, w); use a method that needs none"
-            )
-        if len(tokens) > len(
-            finished
-        ):  # a head that pools by attention has few such layers, a transformer has little else
-            raise UserError(
-                f"{type(model).__name__} has no feature map behind {finished[-1]!r}, which only cuts the image into patches: its layers return tokens; "
-                "name a layer of tokens before the last attention (layer=...), or use a method that needs no layer (saliency, ig, smoothgrad)"
-            )
-        known[key] = finished[-1]
-    return known[key]
+    maps = [
+        (label, found)
+        for label, found in _layers(model, x).items()
+        if found.layout is not None
+        and min(found.layout.size) > 1
+        and found.whole
+        and not isinstance(model.get_submodule(label), _PASSIVE)
+    ]
+    if not maps:
+        raise UserError(
+            f"no layer of {type(model).__name__} returns a feature map (B, C, h, w); use a method that needs none"
+        )
+    return next((label for label, found in reversed(maps) if found.speaks), maps[-1][0])
 
 
 @torch.no_grad()
@@ -179,13 +201,13 @@ def activation(model: nn.Module, x: Tensor, name: str) -> Tensor:
     Raises:
         UserError: if the layer is not called or does not return a feature map.
     """
-    layer = get_layer(model, name)
+    layer, layout = get_layer(model, name), layout_of(model, x, name)
 
     def evaluate(x: Tensor) -> tuple[Tensor]:
         seen: list[Tensor] = []
 
         def remember(module: nn.Module, args: Any, output: Any) -> None:
-            seen[:] = [check_map(name, output, x).clone()]  # what comes after may work in place
+            seen[:] = [layout.to_maps(output, len(x)).clone()]  # what comes after may work in place
 
         with hooked([layer], remember):
             forward(model, x)
@@ -214,13 +236,13 @@ def activations_and_gradients(
     """
     places = tuple(dict.fromkeys(places))
     layers = {name: get_layer(model, name) for name in places if name != PIXELS}
+    layouts = {name: layout_of(model, x, name) for name in layers}
 
     def evaluate(x: Tensor, target: Tensor) -> tuple[Tensor, ...]:
         seen: dict[str, Tensor] = {}
         begun: set[str] = set()  # places at which a graph began
 
         def hold(name: str, module: nn.Module, args: Any, output: Any) -> Tensor:
-            check_map(name, output, x)
             if begun <= {name} or not output.requires_grad:
                 output = begin_graph(output)
                 begun.add(name)
@@ -241,7 +263,11 @@ def activations_and_gradients(
             last_call(name, [seen[name]] if name in seen else [])
         gradients = differentiate_at(score, [seen[name] for name in places])
         held = [*(seen[name] if graph_is_kept() else seen[name].detach() for name in places), *gradients]
-        return (*(as_map(tensor, x) for tensor in held), score.detach())
+        maps = (
+            tensor if name == PIXELS else layouts[name].to_maps(tensor, len(x))
+            for name, tensor in zip([*places, *places], held, strict=True)
+        )
+        return (*maps, score.detach())
 
     *held, score = in_passes(evaluate, x, target)
     return {name: (held[i], held[i + len(places)]) for i, name in enumerate(places)}, score
@@ -265,16 +291,18 @@ def cut_at(model: nn.Module, unit: Unit) -> nn.Module:
     get_layer(model, unit.layer)
     shell = copy(model)
     whole = vars(model).get("forward", partial(type(model).forward, shell))
-    shell.forward = partial(_units, shell, unit, whole)  # partials, so that a deep copy of the shell calls the copy
+    # partials, so that a deep copy of the shell calls the copy
+    shell.forward = partial(_units, shell, model, unit, whole)
     return shell
 
 
-def _units(shell: nn.Module, unit: Unit, whole: Callable[[Tensor], Any], x: Tensor) -> Tensor:
+def _units(shell: nn.Module, model: nn.Module, unit: Unit, whole: Callable[[Tensor], Any], x: Tensor) -> Tensor:
+    single = len(_look_up(model, x, unit.layer).shape) == 2
+    layout = None if single else layout_of(model, x, unit.layer)
     seen: list[Tensor] = []
 
-    def remember(module: nn.Module, args: Any, output: Any) -> Tensor:
-        single = isinstance(output, Tensor) and output.dim() == 2 and len(output) == len(x)
-        seen[:] = [output if single else as_map(check_map(unit.layer, output, x), x)]
+    def remember(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        seen[:] = [output if layout is None else layout.to_maps(output, len(x))]
         return output.clone()
 
     with hooked([get_layer(shell, unit.layer)], remember):

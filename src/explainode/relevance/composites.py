@@ -8,10 +8,16 @@ from explainode.errors import UserError, nearest
 from explainode.relevance.composite import Assignment, Composite
 from explainode.relevance.rule import Rule
 from explainode.relevance.rules.attention import ConstantAttention, ConstantScale, HalfBilinear, SoftmaxTaylor
+from explainode.relevance.rules.lrp import Flat
 from explainode.relevance.rules.structure import AffineShare, Gate, Half, Pass, Route, Split
 
 ATTENTION = ("constant", "half", "taylor")
 PRODUCTS = ("gate", "half")
+# What a value came from and where it goes, whatever the numbers: features and summands count alike, attention by its weights.
+PATHS = Composite(
+    [Assignment(rule) for rule in (Flat(), Split("half"), Route("absorb"), Gate(), ConstantAttention(), Pass())],
+    seed="one",
+)
 
 
 def lrp(

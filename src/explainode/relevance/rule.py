@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from explainode.relevance.operations import Operation
-
-if TYPE_CHECKING:
-    from explainode.relevance.walk import Walk
+from explainode.relevance.walk import Relevance, Walk
 
 aten = torch.ops.aten
-
-Relevance = tuple[Tensor | None, ...]
 
 KINDS = (
     "linear", "average", "affine", "activation", "sum", "product", "bilinear", "softmax", "norm", "length", "max", "rearrangement",

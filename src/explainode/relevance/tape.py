@@ -111,12 +111,9 @@ class _Recorder(TorchDispatchMode):
         self.values: dict[int, Value] = {id(self.input.data): self.input}
         self.conditions: dict[int, Tensor] = {}  # booleans and integers computed from the input
         self.sharing: dict[int, list[Value]] = {self._storage(self.input.data): [self.input]}
-        self.stale: set[int] = set()
         # tensors that a batch normalization has read: alive only if the network still holds them
         self.released: dict[int, ref[Tensor]] = {}
-        self.buffers: dict[
-            int, Value
-        ] = {}  # per storage of a constant into which explained tensors were copied: all of it, flat
+        self.buffers: dict[int, Value] = {}  # per memory that is written in parts: all of it, flat
 
     @staticmethod
     def _storage(x: Tensor) -> int:
@@ -188,17 +185,14 @@ class _Recorder(TorchDispatchMode):
         for place, leaf in enumerate(leaves):
             if not isinstance(leaf, Tensor) or (value := self.find(leaf)) is None:
                 continue
-            if id(value) in self.stale:
-                raise UserError(
-                    f"a view of a tensor that was changed in place is read again by {function} in {self._module()!r}; "
-                    "relevance cannot follow it, so write the operation out of place"
-                )
             marked[place] = Slot(len(inputs))
             inputs.append(value)
         marked_args, marked_kwargs = tree_unflatten(marked, spec)
         name, in_place = _base_name(function)
         if in_place:
             return self._change(function, name, args, kwargs, marked_args, marked_kwargs, inputs)
+        if isinstance(kwargs.get("out"), Tensor):
+            return self._write_out(function, args, kwargs)
         result = function(*args, **kwargs)
         return self._record(function, name, marked_args, marked_kwargs, inputs, result)
 
@@ -259,38 +253,27 @@ class _Recorder(TorchDispatchMode):
     ) -> Tensor:
         """An operation in place: computed out of place, so that what the tensor was stays known; then the tensor holds the result."""
         target: Tensor = args[0]
-        if name == "as_strided":  # only another description of the same numbers in memory
-            if tuple(args[1]) != tuple(target.shape):
-                raise UserError(
-                    f"operation 'as_strided_' in {self._module()!r} changes a shape in place; write it out of place"
-                )
+        if name == "as_strided" and tuple(args[1]) == tuple(target.shape):  # another description of the same numbers
             return function(*args, **kwargs)
+        if name == "copy":
+            return self._write(target, args[1])
+        if name in ("fill", "zero"):
+            return self._write(target, torch.full_like(target, 0 if name == "zero" else args[1]))
+        operator = self._out_of_place(function, name)
         before = self.find(target)
-        if name == "copy" and (before is None or self._storage(target) in self.buffers):
-            return self._write(function, args, kwargs)
-        alone = self.sharing.get(self._storage(target), []) == ([] if before is None else [before])
-        if self._storage(target) in self.buffers or (before is None and (target._is_view() or not alone)):
-            raise UserError(
-                f"operation '{name}_' in {self._module()!r} writes what is explained into a part of a constant tensor; "
-                "relevance cannot follow it, so build the tensor with cat or stack"
-            )
-        overload = str(function).split(".")[2]
-        packet = getattr(aten, name, None)
-        if name == "copy" or packet is None or overload not in packet.overloads():
-            raise UserError(
-                f"operation '{name}_' in {self._module()!r} has no form out of place, so relevance cannot follow it; "
-                "build the tensor with cat, stack or where"
-            )
-        operator = getattr(packet, overload)
+        siblings = self.sharing.get(self._storage(target), [])
+        whole = target.numel() == target.untyped_storage().nbytes() // target.element_size()
+        if self._storage(target) in self.buffers or not whole or siblings != ([] if before is None else [before]):
+            if name in _METADATA:
+                raise UserError(
+                    f"operation '{name}_' in {self._module()!r} turns one of several views of a tensor in place; write it out of place"
+                )
+            return self._write(target, self.__torch_dispatch__(operator, (), args, kwargs))
         result = operator(*args, **kwargs)
         if before is None:  # a constant that now becomes explained; what it was stays an argument
             marked_args = (target.detach(), *marked_args[1:])
-        if before is not None:
-            old = target.detach()
-            before.data = old
-            for value in self.sharing.pop(self._storage(target)):
-                if value is not before:
-                    self.stale.add(id(value))
+        else:
+            before.data = old = target.detach()
             self.sharing[self._storage(old)] = [before]
             del self.values[id(target)]
         self._record(operator, name, marked_args, marked_kwargs, inputs, result)
@@ -300,20 +283,52 @@ class _Recorder(TorchDispatchMode):
         self.values[id(target)] = value
         return target
 
-    def _write(self, function: Any, args: Any, kwargs: Any) -> Tensor:
-        """A copy into a part of a constant tensor, as solvers collect their states: the whole memory of the tensor is one value from now on."""
-        target, source = args[:2]
-        if not isinstance(source, Tensor) or source.shape != target.shape or source.dtype != target.dtype:
+    def _out_of_place(self, function: Any, name: str) -> Any:
+        """The form of an operation that makes a new tensor.
+
+        Raises:
+            UserError: if it has none.
+        """
+        packet, wanted = getattr(aten, name, None), _arguments(function)
+        for overload in () if packet is None else packet.overloads():
+            operator = getattr(packet, overload)
+            if not operator._schema.is_mutable and _arguments(operator) == wanted:
+                return operator
+        raise UserError(
+            f"operation {str(function).split('.')[1]!r} in {self._module()!r} has no form out of place, so relevance cannot follow it; "
+            "build the tensor with cat, stack or where"
+        )
+
+    def _write_out(self, function: Any, args: Any, kwargs: Any) -> Any:
+        """An operation that writes into `out`: what that held is nobody's business, what it shared with views is."""
+        out = kwargs["out"]
+        operator = self._out_of_place(function, _base_name(function)[0])
+        others = {key: value for key, value in kwargs.items() if key != "out"}
+        result = self.__torch_dispatch__(operator, (), args, others)
+        if out.shape != result.shape:
             raise UserError(
-                f"operation 'copy_' in {self._module()!r} changes the shape or type of what it writes; relevance cannot follow it, "
-                "so write a tensor of the same shape and type, or build the tensor with cat or stack"
+                f"{function} in {self._module()!r} writes {tuple(result.shape)} into out={tuple(out.shape)}; give a workspace of the result's shape"
             )
+        return self._write(out, result)
+
+    def _write(self, target: Tensor, source: Any) -> Tensor:
+        """`source` copied into a tensor, perhaps a part of another, as solvers collect their states: its memory is one value from now on."""
+        source = torch.as_tensor(source)
+        if source.dtype != target.dtype or source.device != target.device:
+            source = self.__torch_dispatch__(
+                aten._to_copy.default, (), (source,), {"dtype": target.dtype, "device": target.device}
+            )
+        if source.shape != target.shape:
+            source = self.__torch_dispatch__(aten.expand.default, (), (source, list(target.shape)))
         storage = self._storage(target)
+        written, before = self.find(source), self._flat(target)
+        source = source.clone()  # it may lie in the memory that it is written into
+        if written is not None and self._storage(written.data) == storage:
+            written.data = source
+        memory = target.new_empty(0).set_(target.untyped_storage())
         for value in self.sharing.pop(storage, []):  # what was read before stays what it was
             self.values.pop(id(value.data), None)
             value.data = value.data.clone()
-        memory = target.new_empty(0).set_(target.untyped_storage())
-        before, written = self.buffers.get(storage), self.find(source)
         inputs = [value for value in (before, written) if value is not None]
         places = torch.arange(len(memory), device=memory.device).as_strided(
             target.shape, target.stride(), target.storage_offset()
@@ -321,13 +336,47 @@ class _Recorder(TorchDispatchMode):
         parts = (
             memory.clone() if before is None else Slot(0),
             [places],
-            source.clone() if written is None else Slot(len(inputs) - 1),
+            source if written is None else Slot(len(inputs) - 1),
         )
-        function(*args, **kwargs)
-        self._record(aten.index_put.default, "index_put", parts, {}, inputs, memory)
-        self.buffers[storage] = self.values[id(memory)]
-        del self.sharing[storage]
+        aten.copy_.default(target, source)
+        if inputs:
+            self._record(aten.index_put.default, "index_put", parts, {}, inputs, memory)
+            self.buffers[storage] = self.values[id(memory)]
         return target
+
+    def _flat(self, target: Tensor) -> Value | None:
+        """All of the memory that a tensor lies in, as one explained value; None if nothing in it is explained.
+
+        Raises:
+            UserError: if only parts of it are known.
+        """
+        storage = self._storage(target)
+        sharing = self.sharing.get(storage, [])
+        if storage in self.buffers:
+            return self.buffers[storage]
+        if not sharing:
+            return None
+        size = target.untyped_storage().nbytes() // target.element_size()
+        for value in sharing:
+            x = value.data
+            if self.find(x) is value and x.numel() == size and not torch._debug_has_internal_overlap(x):
+                order = sorted(range(x.dim()), key=lambda axis: (-x.stride(axis), -x.shape[axis]))
+                flat = self.__torch_dispatch__(aten.permute.default, (), (x, order))
+                flat = self.__torch_dispatch__(aten.view.default, (), (flat, [size]))
+                return self.values[id(flat)]
+        raise UserError(
+            f"a part of a tensor is changed in place in {self._module()!r} whose whole is not known; relevance cannot follow it, so build the "
+            "tensor with cat, stack or where"
+        )
+
+
+# in place these change how a tensor describes its memory, not the numbers in it
+_METADATA = ("as_strided", "transpose", "t", "squeeze", "unsqueeze", "swapaxes", "swapdims")
+
+
+def _arguments(function: Any) -> list[tuple[str, str]]:
+    """Names and types of what an operation reads, without what it writes into."""
+    return [(a.name, str(a.type)) for a in function._schema.arguments if not a.is_out]
 
 
 def _base_name(function: Any) -> tuple[str, bool]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,11 +13,20 @@ from explainode.relevance.operations import Affine, Operation, Value, moves_one,
 from explainode.relevance.samples import Samples
 from explainode.relevance.tape import Tape
 
-if TYPE_CHECKING:
-    from explainode.relevance.composite import Composite
+Relevance = tuple[Tensor | None, ...]
+Observer = Callable[[Operation, Relevance, Relevance], None]
 
 
-Observer = Callable[[Operation, tuple[Tensor | None, ...], tuple[Tensor | None, ...]], None]
+class Propagates(Protocol):
+    """What a walk asks of a rule."""
+
+    def propagate(self, operation: Operation, relevance: Relevance, walk: Walk) -> Relevance: ...
+
+
+class Assigns(Protocol):
+    """What a walk asks of a composite: which rule where."""
+
+    def assign(self, tape: Tape) -> Callable[[Operation], Propagates]: ...
 
 
 @dataclass(eq=False)
@@ -72,7 +81,7 @@ class Walk:
     def back(
         self,
         seeds: Mapping[Value, Tensor],
-        composite: Composite,
+        composite: Assigns,
         keep: Collection[Value] = (),
         last: bool = False,
         observe: Observer | None = None,

@@ -25,7 +25,8 @@ from torch import Tensor
 
 from explainode.relevance.composite import Assignment, Composite
 from explainode.relevance.composites import lrp
-from explainode.relevance.operations import Linear, Operation
+from explainode.relevance.operations import Linear, Operation, Value
+from explainode.relevance.places import Places
 from explainode.relevance.rule import KINDS, Relevance, Rule, ratio
 from explainode.relevance.rules.gradient import Gradient
 from explainode.relevance.rules.lrp import LinearRule, Part, ZPlus, contributions, hand_back
@@ -41,12 +42,20 @@ class Streams(Walk):
 
     Attributes:
         gradients: gradient by value, of the values that were reached.
+        places: of the tape's values, once they are asked for.
         arriving, leaving: the gradients at the outputs and at the inputs of the operation that is being passed.
     """
 
     gradients: dict[int, Tensor] = field(default_factory=dict)
+    places: Places | None = None
     arriving: Relevance = ()
     leaving: Relevance = ()
+
+    def is_map(self, value: Value) -> bool:
+        """Whether a value is (B, channels, pixels): its second axis alone does not say where in the image an element lies."""
+        self.places = Places(self.tape) if self.places is None else self.places
+        layout = self.places.layout(value)
+        return layout is not None and layout.image == 0 and layout.channels == (0,)
 
 
 @dataclass(frozen=True)
@@ -160,7 +169,8 @@ class Factorization(Rule):
         before = operation.inputs[0].producer
         if self.attention and before is not None and before.kind == "rearrangement" and x.dim() == 2:
             shape = before.inputs[0].data.shape
-            if len(shape) > 2 and shape[0] == len(x) and shape.numel() == x.numel():  # (B, channels, pixels) flattened
+            flattened = len(shape) > 2 and shape[0] == len(x) == walk.tape.batch and shape.numel() == x.numel()
+            if flattened and walk.is_map(before.inputs[0]):  # (B, channels, pixels)
                 M = attended(x.reshape(shape), g_x.reshape(shape)).expand(shape).reshape(x.shape)
                 return (shift(C, M),)
         return (C,)

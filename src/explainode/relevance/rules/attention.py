@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,9 +12,7 @@ from explainode.errors import UserError
 from explainode.relevance.operations import Bilinear, Norm, Operation, Softmax, Sum
 from explainode.relevance.rule import Relevance, Rule, fit, ratio, stabilized, vanishing
 from explainode.relevance.rules.structure import GATES, made_by
-
-if TYPE_CHECKING:
-    from explainode.relevance.walk import Walk
+from explainode.relevance.walk import Walk
 
 
 def matrices(operation: Operation) -> tuple[Tensor, Tensor]:

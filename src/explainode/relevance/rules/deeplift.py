@@ -7,7 +7,7 @@ by their transpose, as they hand back gradients; functions of one number by thei
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,9 +18,7 @@ from explainode.relevance.operations import Affine, Length, Linear, Operation, S
 from explainode.relevance.rule import KINDS, Relevance, Rule, fit
 from explainode.relevance.rules.gradient import Gradient
 from explainode.relevance.secant import log_mean, reciprocal_of_sum, relu_secant, secant
-
-if TYPE_CHECKING:
-    from explainode.relevance.walk import Walk
+from explainode.relevance.walk import Walk
 
 CHAIN = Gradient()
 # functions of any number that grow no faster than it: x0 plus a part of the difference is as good an input as x

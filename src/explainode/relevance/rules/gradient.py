@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from explainode.relevance.operations import Activation, Affine, Linear, Operation, Slot, Sum
 from explainode.relevance.rule import KINDS, Relevance, Rule, fit
-
-if TYPE_CHECKING:
-    from explainode.relevance.walk import Walk
+from explainode.relevance.walk import Walk
 
 aten = torch.ops.aten
 

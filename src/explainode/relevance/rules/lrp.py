@@ -10,7 +10,6 @@ Source of the rules: Bach et al. 2015; Montavon et al. 2017, 2019; paper 004 Sec
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,9 +18,7 @@ from explainode.errors import UserError, nearest
 from explainode.relevance.linear import Convolution, LinearMap
 from explainode.relevance.operations import Linear, Operation
 from explainode.relevance.rule import Relevance, Rule, divide, ratio, split_signs, stabilized, vanishing
-
-if TYPE_CHECKING:
-    from explainode.relevance.walk import Walk
+from explainode.relevance.walk import Walk
 
 BIASES = ("drop", "absorb", "distribute")
 Part = tuple[Tensor, LinearMap | None]  # x or a part of it, and the map by which it contributes

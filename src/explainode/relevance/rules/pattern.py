@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,9 +18,7 @@ from explainode.relevance.operations import Linear, Operation
 from explainode.relevance.rule import Relevance, ratio
 from explainode.relevance.rules.gradient import Gradient
 from explainode.relevance.tape import Tape
-
-if TYPE_CHECKING:
-    from explainode.relevance.walk import Walk
+from explainode.relevance.walk import Walk
 
 aten = torch.ops.aten
 

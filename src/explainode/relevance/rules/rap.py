@@ -12,7 +12,6 @@ equations.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -33,9 +32,7 @@ from explainode.relevance.rules.lrp import (
     positive_parts,
     spread,
 )
-
-if TYPE_CHECKING:
-    from explainode.relevance.walk import Walk
+from explainode.relevance.walk import Walk
 
 NEGATIVE = ("same", "against")
 BOXES = ("image", "pixels")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -22,10 +21,8 @@ from explainode.relevance.linear import LinearMap
 from explainode.relevance.operations import Linear, Operation, Value
 from explainode.relevance.rule import Relevance, Rule, ratio, vanishing
 from explainode.relevance.rules.lrp import Part, ZBox, ZPlus, contributions, hand_back, spread
-
-if TYPE_CHECKING:
-    from explainode.relevance.tape import Tape
-    from explainode.relevance.walk import Walk
+from explainode.relevance.tape import Tape
+from explainode.relevance.walk import Walk
 
 UNITS = ("auto", "rectified", "linear", "positive")
 INITS = ("zero", "x")

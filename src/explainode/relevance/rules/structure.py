@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,9 +10,7 @@ from torch import Tensor
 from explainode.errors import UserError, nearest
 from explainode.relevance.operations import Affine, Operation, Slot, Sum
 from explainode.relevance.rule import Relevance, Rule, divide, fit, ratio, stabilized
-
-if TYPE_CHECKING:
-    from explainode.relevance.walk import Walk
+from explainode.relevance.walk import Walk
 
 
 @dataclass(frozen=True)
