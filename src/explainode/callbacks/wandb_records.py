@@ -25,21 +25,8 @@ HEADER = 7  # bytes of the file's own header
 FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 # What uploads itself or what lies in the run; among the others are some that read folders (`tbrecord`) or ask W&B to do things (`request`)
 KINDS = frozenset(
-    (
-        "run",
-        "header",
-        "footer",
-        "exit",
-        "final",
-        "preempting",
-        "alert",
-        "history",
-        "summary",
-        "config",
-        "metric",
-        "stats",
-    )
-    + ("telemetry", "environment", "output", "output_raw", "output_logger", "files", "artifact", "use_artifact")
+    """run header footer exit final preempting alert history summary config metric stats telemetry environment
+    output output_raw output_logger files artifact use_artifact""".split()  # noqa: SIM905
 )
 _CHECKSUMS = {kind: zlib.crc32(bytes([kind])) for kind in (FULL, FIRST, MIDDLE, LAST)}
 
