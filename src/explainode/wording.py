@@ -6,6 +6,11 @@ import math
 from collections.abc import Sequence
 
 
+def shown(text: object) -> str:
+    """Foreign text for a terminal, on one line: what would steer it (escapes, line breaks, marks that turn the direction) is written out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
 def number(value: float) -> str:
     """Three significant digits, a real minus sign, "n/a" for what could not be measured."""
     if math.isnan(value):

@@ -8,9 +8,11 @@ from contextlib import suppress
 
 import pytest
 import wandb
+from wandb.proto.wandb_internal_pb2 import Record
 
 from explainode.callbacks.loggers import wandb_logger
 from explainode.callbacks.wandb_records import HEADER, inspect, lay_out, read_records, relocate_in_place
+from explainode.cli import sync
 from explainode.errors import UserError
 
 
@@ -104,3 +106,118 @@ def test_a_damaged_or_foreign_file_is_named(run, tmp_path):
     path.write_bytes(bytes(content[:HEADER]))
     with pytest.raises(UserError, match="holds no run"):
         inspect(path, run)
+
+
+# ---- a run that somebody sent: nothing outside of it is uploaded
+
+
+def rewrite(run, change):
+    """The log file with `change` applied to each record."""
+    path, records = log_file(run), []
+    for content in read_records(log_file(run)):
+        record = Record.FromString(content)
+        change(record)
+        records.append(record.SerializeToString())
+    path.write_bytes(lay_out(path.read_bytes()[:HEADER], records))
+    return path
+
+
+def artifact_from(place):
+    def change(record):
+        for entry in record.artifact.manifest.contents:
+            entry.local_path = str(place)
+
+    return change
+
+
+def file_from(place):
+    def change(record):
+        for item in record.files.files:
+            item.path = str(place)
+
+    return change
+
+
+@pytest.mark.parametrize("words", [["--dry-run"], []])
+@pytest.mark.parametrize(
+    "kind", ["absolute", "through wandb-data", "by dots", "a link", "a file record", "a manifest", "a linked file"]
+)
+def test_what_lies_outside_of_a_run_is_not_uploaded(run, tmp_path, monkeypatch, kind, words):
+    monkeypatch.setattr(sync, "upload", lambda job: pytest.fail("uploaded"))
+    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    secret = tmp_path / "secret.txt"
+    secret.write_text("hush")
+    if kind == "absolute":
+        rewrite(run, artifact_from(secret))
+    elif kind == "through wandb-data":
+        rewrite(run, artifact_from(f"{run}/wandb-data/../../../secret.txt"))
+    elif kind == "by dots":
+        rewrite(run, artifact_from(f"{run}/../../secret.txt"))
+    elif kind == "a link":
+        (run / "wandb-data" / "link").symlink_to(secret)
+        rewrite(run, artifact_from(f"{run}/wandb-data/link"))
+    elif kind == "a file record":
+        rewrite(run, file_from("../../../../../secret.txt"))
+    elif kind == "a manifest":
+        rewrite(
+            run,
+            lambda record: (
+                setattr(record.artifact.manifest, "manifest_file_path", str(secret))
+                if record.HasField("artifact")
+                else None
+            ),
+        )
+    elif kind == "a linked file":
+        (log_file(run).parent / "files" / "notes.txt").symlink_to(secret)
+    with pytest.raises(UserError, match="outside of the run"):
+        sync.run([str(run), *words])
+
+
+def test_a_file_that_is_put_there_later_is_not_read(run, tmp_path):
+    """Nothing lies at the recorded place now; what the uploader is told is a place in the run."""
+    rewrite(run, artifact_from(tmp_path / "later.txt"))
+    found = inspect(log_file(run), run)
+    assert found.missing == [str(tmp_path / "later.txt")] and found.moved and not found.outside
+    relocate_in_place(log_file(run), run)
+    records = [Record.FromString(content) for content in read_records(log_file(run))]
+    (place,) = {entry.local_path for record in records for entry in record.artifact.manifest.contents}
+    assert place.startswith(f"{run}/wandb-data/")
+
+
+def test_records_that_no_run_has_and_second_destinations_are_refused(run):
+    def append(record):
+        path = log_file(run)
+        content = path.read_bytes()
+        path.write_bytes(lay_out(content[:HEADER], [*read_records(path), record.SerializeToString()]))
+        with pytest.raises(UserError, match="it is not uploaded"):
+            inspect(path, run)
+        path.write_bytes(content)
+
+    for_board, elsewhere, artifact = Record(), Record(), Record()
+    for_board.tbrecord.log_dir = "/etc"
+    elsewhere.run.run_id, elsewhere.run.entity, elsewhere.run.project = "abc", "thief", "p"
+    artifact.artifact.name, artifact.artifact.entity = "x", "thief"
+    for record in (for_board, elsewhere, artifact):
+        append(record)
+
+
+def test_a_dry_run_lists_every_file_and_the_entity(run, capsys):
+    assert sync.run([str(run), "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert " to e/p (" in lines[0]
+    found = inspect(log_file(run), run)
+    listed = [line.split(" (")[0].strip() for line in lines[1:]]
+    assert listed == [str(file.resolve().relative_to(run.resolve())) for file in found.sizes()]
+    assert sum(int(line.split("(")[1].split()[0]) for line in lines[1:]) == found.size
+
+
+def test_names_of_a_run_do_not_steer_the_terminal(run, capsys):
+    rewrite(
+        run,
+        lambda record: (
+            setattr(record.run, "display_name", "\x1b]0;owned\x07\x1b[2J") if record.HasField("run") else None
+        ),
+    )
+    assert sync.run([str(run), "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "\x1b" not in said and "\x07" not in said and "owned" in said

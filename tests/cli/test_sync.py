@@ -120,7 +120,9 @@ def test_a_dry_run_says_what_it_would_do(record, capsys):
     record("runs/study/1", "resumed", lines=3)
     record("runs/study/1", "resumed", lines=4)
     assert main(["sync", str(folder), "--dry-run"]) == 0
-    first, second = capsys.readouterr().out.splitlines()
+    lines = capsys.readouterr().out.splitlines()
+    first, second = (line for line in lines if not line.startswith(" "))
+    assert sum("run-resumed.wandb (" in line for line in lines) == 2
     assert first.startswith(
         "1. would upload study/late to your default entity/p (run late, train, group study/1, begun 20"
     )

@@ -280,3 +280,77 @@ def test_mutated_bytes_never_raise_anything_else(format: str) -> None:
         assert picture.image.shape == (3, 16, 16) and picture.image.dtype == torch.float32
         assert picture.image.isfinite().all() and picture.image.min() >= 0 and picture.image.max() <= 1
     assert read < 100  # the mutations do bite
+
+
+# ---- what TIFF can hold, by values written down by hand
+
+
+def tiff(
+    values: np.ndarray, photometric: int = 1, channels: int = 1, order: str = "<", bits: int | None = None
+) -> bytes:
+    """An uncompressed TIFF of one strip."""
+    kind = {"u": 1, "i": 2, "f": 3}[values.dtype.kind]
+    data = values.astype(values.dtype.newbyteorder(order)).tobytes()
+    bits = bits or values.dtype.itemsize * 8
+    entries = [(256, values.shape[1]), (257, values.shape[0]), (258, bits), (259, 1), (262, photometric), (273, 8), (277, channels),
+               (278, values.shape[0]), (279, len(data)), (339, kind)]  # fmt: skip
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", 8 + len(data))
+    directory = struct.pack(f"{order}H", len(entries))
+    directory += b"".join(struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in entries)
+    return head + data + directory + bytes(4)
+
+
+RAMP = np.linspace(0, 1, 12 * 16).reshape(12, 16)
+
+
+def test_unsigned_32_bits_keep_their_order() -> None:
+    """Pillow reads them as signed: the brighter half would come before the darker one."""
+    picture = load_picture(tiff((RAMP * (2**32 - 1)).astype(np.uint32)))
+    assert np.allclose(picture.image[0].numpy(), RAMP, atol=1e-6)
+    signed = load_picture(tiff(((RAMP - 0.5) * 2**31).astype(np.int32)))
+    assert np.allclose(signed.image[0].numpy(), RAMP, atol=1e-6)
+
+
+def test_white_is_zero_is_turned() -> None:
+    picture = load_picture(tiff((RAMP * 65535).round().astype(np.uint16), photometric=0))
+    assert np.allclose(picture.image[0].numpy(), 1 - RAMP, atol=1e-5)
+    assert any("white is zero" in note for note in picture.notes)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (tiff(RAMP.astype(np.float64)), "64-bit floating-point"),
+        (tiff(np.repeat(RAMP.astype(np.float32), 3, 1).reshape(12, 16, 3), photometric=2, channels=3), "3 channels of 32-bit floating-point"),
+        (tiff(RAMP.astype(np.uint64)), "64-bit integers"),
+        (tiff((RAMP * 2**31).astype(np.uint32), order=">"), "32-bit integers (big-endian)"),
+        (tiff((RAMP * 65535).astype(np.uint16), photometric=0, order=">"), "16-bit integers (big-endian, white is zero)"),
+    ],
+)  # fmt: skip
+def test_samples_that_are_not_read_are_named(data: bytes, words: str) -> None:
+    with pytest.raises(UserError, match="is a TIFF of") as caught:
+        load_picture(data)
+    assert words in str(caught.value) and "damaged" not in str(caught.value)
+
+
+def test_a_huge_file_is_refused_unread(tmp_path: Path) -> None:
+    path = tmp_path / "huge.jpg"
+    with path.open("wb") as file:
+        file.truncate(8 << 30)
+    start = time.monotonic()
+    with pytest.raises(UserError, match="8192 MiB"):
+        load_picture(path)
+    with pytest.raises(UserError, match="no file of a picture"):
+        load_picture("/dev/zero")
+    assert time.monotonic() - start < 1
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_large_jpeg_is_decoded_small_and_looks_the_same(orientation: int) -> None:
+    small = photo(300, 240).resize((3600, 2880), Image.Resampling.BICUBIC)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture = load_picture(save(small, "JPEG", quality=95, exif=exif), 64)
+    turned = small.rotate(-90, expand=True) if orientation == 6 else small
+    assert picture.source_size == (turned.height, turned.width)
+    assert (picture.image - load_picture(save(turned, "PNG"), 64).image).abs().mean() < 0.01

@@ -19,6 +19,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from explainode.errors import UserError
 from explainode.randomness import current_scope, noise_rows, noise_scope
+from explainode.turns import EAGER, exclusive
 
 Forward = Callable[[Tensor, Tensor], Tensor]
 """`forward(x (A, C, H, W), rows (A,))` -> (A, K) logits; `rows` says which image of the batch each row is, so that it keeps its own noise."""
@@ -176,27 +177,28 @@ def _ready(model: nn.Module) -> Iterator[nn.Module]:
             network = inner
         else:
             break
-    modes = [(module, module.training) for module in network.modules()]
-    trainable = [parameter for parameter in network.parameters() if parameter.is_leaf and parameter.requires_grad]
-    devices = {"cpu", *(parameter.device.type for parameter in network.parameters())}
-    try:
-        network.eval()
-        for parameter in trainable:
-            parameter.requires_grad_(False)
-        with ExitStack() as stack:
-            if "torch._dynamo" in sys.modules:
-                stack.enter_context(torch.compiler.set_stance("force_eager"))
-            stack.enter_context(torch.inference_mode(False))
-            stack.enter_context(torch.enable_grad())
-            for device in devices:
-                if torch.amp.is_autocast_available(device):
-                    stack.enter_context(torch.autocast(device, enabled=False))
-            yield network
-    finally:
-        for parameter in trainable:
-            parameter.requires_grad_(True)
-        for module, training in modes:
-            module.training = training
+    with exclusive(network):
+        modes = [(module, module.training) for module in network.modules()]
+        trainable = [parameter for parameter in network.parameters() if parameter.is_leaf and parameter.requires_grad]
+        devices = {"cpu", *(parameter.device.type for parameter in network.parameters())}
+        try:
+            network.eval()
+            for parameter in trainable:
+                parameter.requires_grad_(False)
+            with ExitStack() as stack:
+                if "torch._dynamo" in sys.modules:
+                    stack.enter_context(EAGER)
+                stack.enter_context(torch.inference_mode(False))
+                stack.enter_context(torch.enable_grad())
+                for device in devices:
+                    if torch.amp.is_autocast_available(device):
+                        stack.enter_context(torch.autocast(device, enabled=False))
+                yield network
+        finally:
+            for parameter in trainable:
+                parameter.requires_grad_(True)
+            for module, training in modes:
+                module.training = training
 
 
 def input_gradient(score: Tensor, x: Tensor, keep: bool = False) -> Tensor:

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from explainode.attacks.gradient import _check_budget
 from explainode.attacks.softened import SoftRectifiers
 from explainode.attribution import keep_graph
 from explainode.errors import UserError
 from explainode.randomness import input_keys, noise_rows, uniform_like
+from explainode.turns import ATTENTION_BY_MATH
 
 Heatmap = Callable[[Tensor, Tensor], Tensor]
 """`heatmap(x (A, C, H, W), rows (A,))` -> (A, H, W): the map of the class that was explained; `rows` says which image of the batch each row is."""
@@ -136,7 +136,7 @@ class MapAttack(ABC):
         point = point.detach().requires_grad_()
         with ExitStack() as stack:
             stack.enter_context(SoftRectifiers(beta))
-            stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # fused attention has no second derivative
+            stack.enter_context(ATTENTION_BY_MATH)  # fused attention has no second derivative
             graph = stack.enter_context(keep_graph())
             heat = heatmap(point, rows)
         if not graph.kept:

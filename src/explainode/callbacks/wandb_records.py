@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from google.protobuf.message import DecodeError
 from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]  # made at run time
 
 from explainode.errors import UserError
@@ -22,6 +23,11 @@ BLOCK, PIECE = 32768, struct.Struct("<IHB")
 MAGIC = b":W&B"
 HEADER = 7  # bytes of the file's own header
 FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
+# What uploads itself or what lies in the run; among the others are some that read folders (`tbrecord`) or ask W&B to do things (`request`)
+KINDS = frozenset(
+    """run header footer exit final preempting alert history summary config metric stats telemetry environment
+    output output_raw output_logger files artifact use_artifact""".split()  # noqa: SIM905
+)
 _CHECKSUMS = {kind: zlib.crc32(bytes([kind])) for kind in (FULL, FIRST, MIDDLE, LAST)}
 
 
@@ -82,6 +88,7 @@ class RunFile:
         history: so many lines of numbers.
         files: sizes of the artifacts' files in bytes, by the place where they are (see `find_artifacts`).
         missing: places of artifacts' files that are not there.
+        outside: what the records or links of the run name outside of its run directory.
         moved: the run's files lie somewhere else than when it was recorded.
         finished: the run came to its end.
     """
@@ -97,30 +104,44 @@ class RunFile:
     history: int = 0
     files: dict[Path, int] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
+    outside: list[str] = field(default_factory=list)
     moved: bool = False
     finished: bool = False
 
+    def sizes(self) -> dict[Path, int]:
+        """Bytes of every file that an upload may send, by its place: the log, the run's own files, its artifacts."""
+        own = [self.path, *(file for file in sorted((self.path.parent / "files").rglob("*")) if file.is_file())]
+        return {file: file.stat().st_size for file in own} | self.files
+
     @property
     def size(self) -> int:
-        """Bytes of everything that an upload sends: the log, the run's files, its artifacts."""
-        own = sum(
-            file.stat().st_size for file in self.path.parent.rglob("*") if file.is_file() and not file.is_symlink()
-        )
-        return own + sum(self.files.values())
+        """Bytes of everything that an upload sends."""
+        return sum(self.sizes().values())
 
 
 def inspect(path: Path, run_directory: Path) -> RunFile:
     """Read a log file of a run directory.
 
     Raises:
-        UserError: if it cannot be read, or holds no run.
+        UserError: if it cannot be read, holds no run, or a record that is no part of one.
     """
     found = RunFile(path)
+    here = run_directory.resolve()
+    for file in [path, *sorted((path.parent / "files").rglob("*"))]:  # its links
+        if not file.resolve().is_relative_to(here):
+            found.outside.append(str(file.resolve()))
     for content in read_records(path):
-        record: Any = Record.FromString(content)
+        record: Any = _parse(content, path)
         kind = record.WhichOneof("record_type")
+        if kind is not None and kind not in KINDS:
+            raise UserError(f"{path} holds a record of kind {kind!r}, which no run of ours has; it is not uploaded")
         if kind == "run":
             run = record.run
+            if found.run_id and (run.run_id, run.entity, run.project) != (found.run_id, found.entity, found.project):
+                raise UserError(
+                    f"{path} names two places to upload to, {found.entity}/{found.project}/{found.run_id} and "
+                    f"{run.entity}/{run.project}/{run.run_id}; it is not uploaded"
+                )
             found.run_id, found.name, found.entity, found.project = (
                 run.run_id,
                 run.display_name,
@@ -134,7 +155,19 @@ def inspect(path: Path, run_directory: Path) -> RunFile:
             )
         elif kind == "history":
             found.history += 1
+        elif kind == "files":
+            own = path.parent.resolve() / "files"
+            found.outside += [
+                item.path for item in record.files.files if not (own / item.path).resolve().is_relative_to(here)
+            ]
         elif kind == "artifact":
+            if record.artifact.manifest.manifest_file_path:
+                found.outside.append(record.artifact.manifest.manifest_file_path)
+            elsewhere = (record.artifact.entity, record.artifact.project)
+            if elsewhere[0] not in ("", found.entity) or elsewhere[1] not in ("", found.project):
+                raise UserError(
+                    f"{path} holds an artifact for {'/'.join(elsewhere)}, and its run goes to {found.entity}/{found.project}; it is not uploaded"
+                )
             for entry in record.artifact.manifest.contents:
                 if entry.local_path:
                     _note_file(found, entry.local_path, run_directory)
@@ -145,22 +178,31 @@ def inspect(path: Path, run_directory: Path) -> RunFile:
     return found
 
 
+def _parse(content: bytes, path: Path) -> Any:
+    try:
+        return Record.FromString(content)
+    except DecodeError as error:
+        raise UserError(f"{path} is damaged ({error}); copy the run again") from error
+
+
 def _note_file(found: RunFile, recorded: str, run_directory: Path) -> None:
     place = place_of(recorded, run_directory)
-    if place is None:
-        found.missing.append(recorded)
+    if not place.is_file():
+        (found.outside if Path(recorded).exists() else found.missing).append(recorded)
+        found.moved = True  # its recorded place, which is another's, must not be read when somebody puts a file there
         return
     found.files[place] = place.stat().st_size
     found.moved |= str(place) != recorded
 
 
-def place_of(recorded: str, run_directory: Path) -> Path | None:
-    """Where an artifact's file lies now: in the run directory as it was recorded, wherever that has gone, or at the recorded place itself."""
+def place_of(recorded: str, run_directory: Path) -> Path:
+    """Where an artifact's file lies in the run directory, wherever that has gone: always inside of it, whether there is such a file or not."""
+    here = run_directory.resolve()
     _, inside, rest = recorded.rpartition("/wandb-data/")
-    here = run_directory.resolve() / "wandb-data" / rest
-    if inside and here.is_file():
-        return here
-    return Path(recorded) if Path(recorded).is_file() else None
+    for place in (here / "wandb-data" / rest if inside else Path(recorded), Path(recorded)):
+        if place.resolve().is_relative_to(here) and place.is_file():
+            return place
+    return here / "wandb-data" / "missing" / Path(recorded).name
 
 
 def relocate_in_place(path: Path, run_directory: Path) -> None:
@@ -179,9 +221,8 @@ def _mover(run_directory: Path) -> Callable[[bytes], bytes]:
         if record.WhichOneof("record_type") != "artifact":
             return content
         for entry in record.artifact.manifest.contents:
-            place = place_of(entry.local_path, run_directory) if entry.local_path else None
-            if place is not None:
-                entry.local_path = str(place)
+            if entry.local_path:
+                entry.local_path = str(place_of(entry.local_path, run_directory))
         return bytes(record.SerializeToString())
 
     return move

@@ -58,6 +58,7 @@ def run(arguments: Sequence[str]) -> int:
         raise UserError(
             f"no verb named {verb!r}; the nearest are {nearest(verb, VERBS)} (explainode --help lists them)"
         )
+    _show_consent(rest)
     status = import_module(f"explainode.cli.{verb}").run(rest)
     return int(status or 0)
 
@@ -88,6 +89,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 2
         print(f"explainode: {type(error).__name__}: {error} (a fault of ours; --debug shows where)", file=sys.stderr)
         return 1
+
+
+def _show_consent(words: Sequence[str]) -> None:
+    """Say what the user allowed configurations to name, and where: nobody allows it unseen."""
+    if os.environ.get("EXPLAINODE_ALLOW_TARGETS") or any("allow_targets" in word.partition("=")[0] for word in words):
+        from explainode.registry.composing import consent_words
+        from explainode.registry.targets import CONSENT, consent
+
+        told = {"the command line": consent_words(words), CONSENT: consent()}
+        for place, names in told.items():
+            if names:
+                print(f"allow_targets: {place} lets configurations name {', '.join(names)}", file=sys.stderr)
 
 
 def _with_verb(words: list[str]) -> list[str]:

@@ -18,6 +18,7 @@ from explainode.heartbeat import Heartbeat
 from explainode.jobs.slurm import is_first_rank, join_ranks, keep_preemptions, local_job, requeue, slurm_job
 from explainode.registry.composing import check_entries
 from explainode.registry.devices import count_devices
+from explainode.registry.targets import allow_targets, consent
 from explainode.signals import TrainingInterrupted, TrainingLeft, TrainingPreempted, at_once
 
 
@@ -29,6 +30,7 @@ class Points:
 
     def __init__(self, sweeps: bool, launcher: str, config_folders: Sequence[Path]) -> None:
         self.sweeps, self.launcher, self.config_folders = sweeps, launcher, list(config_folders)
+        self.consent = consent()  # the command line's, which other processes do not see
         self.failure: Exception | None = None
         self.left: TrainingLeft | None = None
 
@@ -42,6 +44,7 @@ class Points:
             return  # an earlier point was stopped, and with it the sweep
         folder = Path(point.output_dir)
         try:
+            allow_targets(self.consent)
             check_entries(point)
             if self.sweeps and self.launcher == "basic":
                 check_launcher(point, self.launcher, self.sweeps)  # its number of devices may be what is swept

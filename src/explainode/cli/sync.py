@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from explainode.errors import UserError
 from explainode.heartbeat import Heartbeat
+from explainode.wording import shown
 
 if TYPE_CHECKING:
     from explainode.callbacks.wandb_records import RunFile
@@ -22,7 +23,9 @@ Uploads the W&B runs that were recorded offline in run directories, or in all of
 that was interrupted and resumed go together. A directory that was copied from another place or machine is uploaded as it lies. What is uploaded
 already is left out.
 
-  --dry-run         says what would be uploaded, and where to; nobody needs to be logged in
+Nothing outside of a run directory is uploaded: a run that names such a file is refused.
+
+  --dry-run         says what would be uploaded, every file of it, and where to; nobody needs to be logged in
   --include-online  also what an online run could not send
 
 examples:
@@ -56,6 +59,9 @@ def run(arguments: Sequence[str]) -> int:
     if "--dry-run" in flags:
         for number, job in enumerate(jobs, 1):
             print(f"{number}. would upload {describe(job)}")
+            for part, folder in job:
+                for file, size in part.sizes().items():
+                    print(f"   {shown(_within(file, folder))} ({size} bytes)")
         return 0
     if not logged_in():
         raise UserError(
@@ -66,7 +72,7 @@ def run(arguments: Sequence[str]) -> int:
         print(f"{number}/{len(jobs)}: uploading {describe(job)}", flush=True)
         reason = upload(job)
         if reason is not None:
-            failures.append(f"{job[0][0].run_id} of {job[0][1]}: {reason}")
+            failures.append(shown(f"{job[0][0].run_id} of {job[0][1]}: {reason}"))
     for failure in failures:
         print(f"explainode: not uploaded: {failure}", file=sys.stderr)
     print(f"{len(jobs) - len(failures)} of {len(jobs)} runs uploaded")
@@ -77,7 +83,7 @@ def find_jobs(folders: Sequence[Path], include_online: bool = False) -> list[Job
     """The W&B runs in run directories that are not uploaded yet, in the order of their starts; each with its parts in the order of theirs.
 
     Raises:
-        UserError: for a folder without W&B runs, or a damaged file.
+        UserError: for a folder without W&B runs, a damaged file, or a run that names files outside of it.
     """
     from explainode.callbacks.wandb_records import inspect
 
@@ -98,9 +104,19 @@ def find_jobs(folders: Sequence[Path], include_online: bool = False) -> list[Job
             seen.add(path.resolve())
             where = path.parents[2]
             part = inspect(path, where)
+            if part.outside:
+                raise UserError(
+                    f"{path} names {part.outside[0]}{f' and {len(part.outside) - 1} more' if part.outside[1:] else ''}, outside of the run "
+                    f"{where}; nothing of it is uploaded"
+                )
             parts.setdefault((part.entity, part.project, part.run_id), []).append((part, where))
     jobs = [sorted(job, key=lambda item: item[0].started) for job in parts.values()]
     return sorted(jobs, key=lambda job: job[0][0].started)
+
+
+def _within(file: Path, folder: Path) -> Path:
+    """A file's place as seen from its run directory."""
+    return file.resolve().relative_to(folder.resolve())
 
 
 def is_uploaded(path: Path) -> bool:
@@ -115,17 +131,16 @@ def describe(job: Job) -> str:
     size = sum(part.size for part, _ in job) / MIB
     lines = sum(part.history for part, _ in job)
     facts = [
-        f"run {first.run_id}, {first.job_type or 'no job type'}, group {first.group or 'none'}, begun {started}",
+        shown(f"run {first.run_id}, {first.job_type or 'no job type'}, group {first.group or 'none'}, begun {started}"),
         f"{len(job)} part{'s' if len(job) > 1 else ''}, {lines} lines of numbers, {size:.1f} MiB",
     ]
     if not all(part.finished for part, _ in job[-1:]):
         facts.append("it was not finished")
     missing = [name for part, _ in job for name in part.missing]
     if missing:
-        facts.append(f"{len(missing)} file(s) of artifacts are not there any more, such as {missing[0]}")
-    return (
-        f"{first.name or first.run_id} to {first.entity or 'your default entity'}/{first.project} ({'; '.join(facts)})"
-    )
+        facts.append(f"{len(missing)} file(s) of artifacts are not there any more, such as {shown(missing[0])}")
+    place = shown(f"{first.name or first.run_id} to {first.entity or 'your default entity'}/{first.project}")
+    return f"{place} ({'; '.join(facts)})"
 
 
 def upload(job: Job) -> str | None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import io
+import stat
+import struct
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,9 +19,12 @@ from torch import Tensor
 from explainode.errors import UserError
 
 MAX_PIXELS = 40_000_000  # checked before decoding: a PNG of 236 kB can unpack to 600 MB
+MAX_BYTES = 400 << 20  # more than 40 million pixels of 16 bits take without compression
+DRAFT_PIXELS = 8_000_000  # of a JPEG: above, it is decoded at a half, a quarter or an eighth of its size, at least twice as large as asked for
 MAX_ASPECT = 20
 # Raster formats that Pillow decodes by itself; among the others are some that start programs (EPS) or hold no pixels.
 FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "AVIF", "ICO")
+BITS, PHOTOMETRIC, SAMPLES, FORMAT = 258, 262, 277, 339  # tags of a TIFF
 _HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 
 
@@ -87,6 +94,13 @@ def _known_formats() -> set[str]:
 
 def _read(path: Path) -> bytes:
     try:
+        about = path.expanduser().stat()
+        if stat.S_ISREG(about.st_mode) and about.st_size > MAX_BYTES:
+            raise UserError(
+                f"{path} has {about.st_size >> 20} MiB, more than {MAX_BYTES >> 20}; it is no picture, or has to be scaled down first"
+            )
+        if not (stat.S_ISREG(about.st_mode) or stat.S_ISDIR(about.st_mode)):
+            raise UserError(f"{path} is no file of a picture; copy it to one first")
         return path.expanduser().read_bytes()
     except FileNotFoundError:
         raise UserError(f"no file {path}; check the path") from None
@@ -109,22 +123,67 @@ def _guess(data: bytes) -> str:
         return "it is a zip archive; unpack it first"
     if data[:4] == b"%PDF":
         return "it is a PDF; export the page as PNG"
+    if data[:4] in (b"II*\0", b"MM\0*") and (told := _tiff_samples(data)) is not None:
+        return f"it is a TIFF of {told}, which is not read; save it as PNG"
     if data.startswith((b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")):
         return "it begins like one, but is damaged; get it anew"
     return "expected JPEG, PNG, WebP, GIF, TIFF or BMP"
 
 
+def _tiff_samples(data: bytes) -> str | None:
+    """What the samples of a TIFF are that Pillow does not know; None where its first directory is torn."""
+    order = "<" if data[:2] == b"II" else ">"
+    kinds = {3: ("H", 2), 4: ("I", 4)}  # SHORT and LONG
+    found: dict[int, tuple[int, ...]] = {}
+    try:
+        (at,) = struct.unpack_from(f"{order}I", data, 4)
+        (count,) = struct.unpack_from(f"{order}H", data, at)
+        for entry in range(min(count, 200)):
+            tag, kind, number, _ = struct.unpack_from(f"{order}HHII", data, at + 2 + 12 * entry)
+            if kind in kinds and number <= 16:
+                letter, size = kinds[kind]
+                place = at + 10 + 12 * entry
+                if number * size > 4:
+                    (place,) = struct.unpack_from(f"{order}I", data, place)
+                found[tag] = struct.unpack_from(f"{order}{number}{letter}", data, place)
+    except struct.error:
+        return None
+    if BITS not in found:
+        return None
+    sort = {
+        1: "integers",
+        2: "signed integers",
+        3: "floating-point numbers",
+        5: "complex integers",
+        6: "complex numbers",
+    }
+    channels = found.get(SAMPLES, (1,))[0]
+    kind = sort.get(found.get(FORMAT, (1,))[0], "samples of an unknown format")
+    layout = (
+        ("little" if order == "<" else "big")
+        + "-endian"
+        + (", white is zero" if found.get(PHOTOMETRIC) == (0,) else "")
+    )
+    return f"{channels} channel{'s' if channels > 1 else ''} of {'/'.join(map(str, dict.fromkeys(found[BITS])))}-bit {kind} ({layout})"
+
+
 def _decode(image: Image.Image, size: int | None, upright: bool) -> Picture:
     """Pixels in [0, 1]: upright, cut and resized before anything is converted, as conversions of the whole picture cost memory."""
     notes: list[str] = []
+    upright_size = image.size
     if image.format in ("GIF", "WEBP", "PNG", "TIFF", "AVIF") and _has_second_frame(image):
         notes.append("first of several frames")
+    tags = dict(getattr(image, "tag_v2", {}))  # before anything makes another picture of it
+    if size is not None and image.format in ("JPEG", "MPO") and image.width * image.height > DRAFT_PIXELS:
+        image.draft(None, (2 * size * image.width // min(image.size), 2 * size * image.height // min(image.size)))
     image.load()
     if upright:
         image = _upright(image, notes)
-    source_size = (image.height, image.width)
+    if upright_size[0] != upright_size[1] and (image.width > image.height) != (upright_size[0] > upright_size[1]):
+        upright_size = upright_size[::-1]  # turned
+    source_size = (upright_size[1], upright_size[0])
     if image.mode.startswith(("I", "F")):
-        gray = resize_square(Image.fromarray(_scale_gray(image, notes)), size)
+        gray = resize_square(Image.fromarray(_scale_gray(image, notes, tags)), size)
         return Picture(torch.from_numpy(np.array(gray)).clamp_(0, 1).expand(3, -1, -1).contiguous(), notes, source_size)
     if image.mode == "CMYK":
         notes.append("converted from CMYK")
@@ -134,7 +193,7 @@ def _decode(image: Image.Image, size: int | None, upright: bool) -> Picture:
             notes.append("transparent parts shown on white")
         rgb = Image.alpha_composite(Image.new("RGBA", layered.size, "white"), layered).convert("RGB")
     else:
-        rgb = resize_square(image.convert("RGB"), size)
+        rgb = resize_square(image if image.mode == "RGB" else image.convert("RGB"), size)
     return Picture(torch.from_numpy(np.array(rgb)).permute(2, 0, 1).to(torch.float32).div_(255), notes, source_size)
 
 
@@ -176,18 +235,33 @@ def _has_second_frame(image: Image.Image) -> bool:
     return True
 
 
-def _scale_gray(image: Image.Image, notes: list[str]) -> np.ndarray:
-    """Gray of 16 or 32 bits or floats -> float32 in [0, 1].
+def _scale_gray(image: Image.Image, notes: list[str], tags: Mapping[int, Any]) -> np.ndarray:
+    """Gray of 12, 16 or 32 bits or floats -> float32 in [0, 1].
 
     Integers up to 65535 are taken as 16-bit, floats in [0, 1] as they are; anything else is stretched from its least to its largest value.
+
+    Args:
+        tags: of a TIFF: unsigned 32-bit values, which Pillow reads as signed ones, 12 bits, and whether white is zero, which it does not look at.
     """
     values = np.asarray(image)
+    bits = tags.get(BITS, (16,))[0]
+    if bits == 32 and values.dtype == np.int32 and tags.get(FORMAT, (1,))[0] == 1:
+        values = values.view(np.uint32)
+    scaled = _to_unit(values, 4095 if bits == 12 else 65535, notes)
+    if tags.get(PHOTOMETRIC) == 0:
+        notes.append("white is zero: turned")
+        return 1 - scaled
+    return scaled
+
+
+def _to_unit(values: np.ndarray, full: int, notes: list[str]) -> np.ndarray:
+    """Values as float32 in [0, 1]; `full` is white of integers."""
     low, high = float(values.min()), float(values.max())
     if not np.isfinite([low, high]).all():
         raise UserError("holds NaN or infinite values; replace them first")
-    if values.dtype.kind in "iu" and low >= 0 and high <= 65535:
-        notes.append("16-bit gray scaled to [0, 1]")
-        return values.astype(np.float32) / np.float32(65535)
+    if values.dtype.kind in "iu" and low >= 0 and high <= full:
+        notes.append(f"{full.bit_length()}-bit gray scaled to [0, 1]")
+        return values.astype(np.float32) / np.float32(full)
     if values.dtype.kind == "f" and low >= 0 and high <= 1:
         notes.append("floating-point gray taken as [0, 1]")
         return values.astype(np.float32)

@@ -15,6 +15,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from explainode.errors import UserError
+from explainode.turns import EAGER, Switch, exclusive
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -38,7 +39,8 @@ def guard(model: nn.Module, autocast: bool | None = None) -> Iterator[nn.Module]
     Inside: eval mode, frozen parameters, gradients enabled outside of inference mode, autocast off, compiled code run eagerly (hooks do not
     fire in compiled code) and the fused attention path off (it hides attention from autograd). Afterwards: each module's own mode, each
     parameter's own `requires_grad`, and the generators of torch, numpy and python are what they were. `.grad` is never touched, BatchNorm
-    statistics do not move. Guards nest.
+    statistics do not move. Guards nest. Of threads one at a time may be inside for one network, or for networks that share a part; what is
+    one for the whole process (generators, attention, compiling) is put back when the last thread leaves.
 
     Args:
         model: the network or any wrapper of it.
@@ -56,14 +58,19 @@ def guard(model: nn.Module, autocast: bool | None = None) -> Iterator[nn.Module]
                 "build or load the model outside of inference mode"
             )
     with ExitStack() as stack:
-        stack.enter_context(_generators(network))
+        stack.enter_context(exclusive(network))
+        stack.enter_context(_GENERATORS)
+        if (
+            _GENERATORS.alone
+        ):  # a guard inside of a guard restores for itself; beside other threads, the last one to leave does
+            stack.enter_context(_restored())
         stack.enter_context(_modes(network))
         stack.enter_context(_frozen(network))
-        stack.enter_context(_attention_unfused())
+        stack.enter_context(_ATTENTION_UNFUSED)
         if (
             "torch._dynamo" in sys.modules
         ):  # nothing is compiled before dynamo is imported, and importing it takes seconds
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+            stack.enter_context(EAGER)
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         keep = _keep_autocast.get() if autocast is None else autocast
@@ -77,10 +84,9 @@ def guard(model: nn.Module, autocast: bool | None = None) -> Iterator[nn.Module]
 
 
 @contextmanager
-def _generators(network: nn.Module) -> Iterator[None]:
-    """Restores the global generators of torch (CPU and the network's CUDA devices), numpy and python."""
-    devices = {parameter.device for parameter in network.parameters() if parameter.device.type == "cuda"}
-    cuda = {device: torch.cuda.get_rng_state(device) for device in devices}
+def _restored() -> Iterator[None]:
+    """Restores the global generators of torch, numpy and python."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     cpu, of_numpy, of_python = torch.get_rng_state(), np.random.get_state(), random.getstate()
     try:
         yield
@@ -88,7 +94,7 @@ def _generators(network: nn.Module) -> Iterator[None]:
         torch.set_rng_state(cpu)
         np.random.set_state(of_numpy)
         random.setstate(of_python)
-        for device, state in cuda.items():
+        for device, state in enumerate(cuda):
             torch.cuda.set_rng_state(state, device)
 
 
@@ -129,3 +135,6 @@ def _attention_unfused() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+_GENERATORS, _ATTENTION_UNFUSED = Switch(_restored), Switch(_attention_unfused)

@@ -15,7 +15,8 @@ from explainode.jobs.measure import measure
 from explainode.jobs.networks import change_settings, fill_classes, run_networks, run_teachers, single_network
 from explainode.registry.build import check_parameters, instantiate
 from explainode.registry.composing import plain
-from explainode.runs.directory import RunDirectory, run_config
+from explainode.registry.foreign import foreign_run
+from explainode.runs.directory import RunDirectory
 
 
 @dataclass
@@ -49,7 +50,7 @@ def prepare(
         settings = plain(config)
     else:
         settings = _with_run(config, chosen, changes)
-        data = instantiate(settings["data"])
+        data = instantiate(settings["data"], "data")
     select_images(settings["evaluation"], data)
     check_parameters({key: settings[key] for key in ("data", "model", "explainer", "metric")})
     if settings["run"] is None:
@@ -70,7 +71,7 @@ def evaluate(subjects: Subjects) -> RunDirectory:
 
 def _with_run(config: DictConfig, chosen: set[str], changes: list[str]) -> dict[str, Any]:
     """The settings with data and model of the run, except for what the configuration chooses itself."""
-    trained = run_config(Path(config.run))
+    trained = foreign_run(Path(config.run))
     merged = OmegaConf.to_container(config, resolve=False)
     assert isinstance(merged, dict)
     merged |= {group: trained[group] for group in ("data", "model") if group in trained and group not in chosen}

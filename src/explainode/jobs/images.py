@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
 from explainode.errors import UserError
@@ -21,13 +21,14 @@ def build_data(config: DictConfig) -> Any:
         UserError: naming a setting that is unknown or of the wrong type, or data that is not there.
     """
     check_parameters({"data": OmegaConf.to_container(config.data, resolve=True)})
-    return instantiate(config.data)
+    return instantiate(config.data, "data")
 
 
 def count_classes(config: DictConfig, data: Any) -> None:
     """Fill in the number of classes where the configuration leaves it to the data to count them."""
     if OmegaConf.select(config, "data.num_classes") is None and data.num_classes:
-        config.data.num_classes = data.num_classes
+        with open_dict(config.data):  # a run need not name it
+            config.data.num_classes = data.num_classes
 
 
 def select_images(settings: Mapping[str, Any], data: Any) -> tuple[list[int], int]:

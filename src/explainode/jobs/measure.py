@@ -53,7 +53,7 @@ def many(config: Mapping[str, Any], group: str) -> dict[str, Any]:
     chosen = config.get(group) or {}
     if not chosen:
         raise UserError(f"no {group} is chosen; choose some with {group}=[...] (explainode list {group})")
-    return {name: instantiate(entry) for name, entry in chosen.items()}
+    return {name: instantiate(entry, group) for name, entry in chosen.items()}
 
 
 def fit_explainers(

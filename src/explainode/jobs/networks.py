@@ -14,12 +14,15 @@ from torch import nn
 from explainode.errors import UserError
 from explainode.jobs.protocol import PARTIAL
 from explainode.models.weights import load_weights
+from explainode.registry.aliases import current_name
 from explainode.registry.build import instantiate
+from explainode.registry.foreign import foreign_run
 from explainode.registry.targets import locate
-from explainode.runs.directory import run_config
 from explainode.runs.merge import name_runs
 from explainode.training.checkpoint import latest_checkpoint, verify
 from explainode.training.surrogate import Surrogate, check_surrogate
+
+SURROGATE = f"{Surrogate.__module__}.{Surrogate.__qualname__}"  # compared by name: what a run names is not imported to be looked at
 
 
 def fill_classes(model: dict[str, Any]) -> int | None:
@@ -46,7 +49,7 @@ def without_weights(model: Mapping[str, Any]) -> dict[str, Any]:
 
 def build_network(model: Mapping[str, Any]) -> nn.Module:
     """The network that a model's settings describe."""
-    return instantiate(model)
+    return instantiate(model, "model")
 
 
 def in_memory_order(networks: Mapping[str, nn.Module], settings: Mapping[str, Any]) -> dict[str, nn.Module]:
@@ -124,9 +127,9 @@ def run_teachers(
     Raises:
         UserError: if the file that was named now is missing or damaged, or the surrogate was made of other weights.
     """
-    trained = run_config(Path(settings["run"]))
+    trained = foreign_run(Path(settings["run"]))
     module = trained.get("module") or {}
-    if "_target_" not in module or locate(module["_target_"]) is not Surrogate:
+    if not isinstance(module, Mapping) or current_name(str(module.get("_target_"))) != SURROGATE:
         return {}
     teachers = {}
     for name, (model, _) in chosen_variants(settings).items():
@@ -146,7 +149,7 @@ def chosen_variants(settings: Mapping[str, Any]) -> dict[str, tuple[dict[str, An
     """Of a run the variants that `variant` or `checkpoint` picks: the model's settings and the checkpoint, by the name in tables.
 
     Raises:
-        UserError: if there is no such variant or checkpoint.
+        UserError: if there is no such variant or checkpoint, or it lies outside of the run.
     """
     folder = Path(settings["run"]) / "checkpoints"
     trained = settings.get("variants") or {settings.get("trained_as") or settings["variant"]: {}}
@@ -164,6 +167,8 @@ def chosen_variants(settings: Mapping[str, Any]) -> dict[str, tuple[dict[str, An
         path = Path(settings["checkpoint"]) if settings["checkpoint"] is not None else latest_checkpoint(folder / name)
         if path is None:
             raise UserError(f"no checkpoint under {folder / name}; train first, or name one with checkpoint=...")
+        if folder.resolve() not in path.resolve().parents:
+            raise UserError(f"the checkpoint {path} leads out of {folder} to {path.resolve()}; copy it into the run")
         shown = name if settings["checkpoint"] is None else f"{name}@{path.stem}"
         chosen[shown] = (merge_settings(settings["model"], changes or {}), path)
     return chosen
@@ -193,7 +198,7 @@ def check_weights(models: Mapping[str, Any]) -> None:
 
 def trained_networks(folder: Path) -> dict[str, tuple[dict[str, Any], Any]]:
     """The settings and the network of each variant of a run, with its newest checkpoint."""
-    trained = run_config(folder)
+    trained = foreign_run(folder)
     if not trained.get("model"):
         raise UserError(
             f"{folder} is no run of explainode train (its config.yaml names no model); name one that was trained"
@@ -226,9 +231,7 @@ def data_of_runs(runs: Mapping[str, Path]) -> dict[str, Any]:
     Raises:
         UserError: if they differ.
     """
-    from explainode.jobs.networks import run_config
-
-    trained = {name: run_config(folder).get("data") for name, folder in runs.items()}
+    trained = {name: foreign_run(folder).get("data") for name, folder in runs.items()}
     first = next(iter(trained))
     found = trained[first]
     if not found:

@@ -21,8 +21,9 @@ from explainode.metrics.maps import concatenate_maps, to_maps
 from explainode.metrics.results import Maps
 from explainode.models.names import imagenet_classes
 from explainode.models.weights import load_weights
+from explainode.registry.foreign import foreign_run
 from explainode.report.panels import panel
-from explainode.runs.directory import RunDirectory, run_config
+from explainode.runs.directory import RunDirectory
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".heic", ".heif")
 
@@ -81,7 +82,7 @@ def choose_subjects(settings: Mapping[str, Any]) -> list[Subject]:
         names = imagenet_classes() if num_classes == 1000 else None
         return [Subject(settings["model_name"], network.to(device).eval(), size, names)]
     folder = Path(settings["run"]) if settings["run"] else _newest_run()
-    trained = run_config(folder)
+    trained = foreign_run(folder)
     asked = {
         "run": str(folder),
         "checkpoint": settings["checkpoint"],

@@ -22,7 +22,7 @@ from explainode.ranks import rank_and_size
 from explainode.registry.build import check_parameters, instantiate
 from explainode.registry.composing import plain
 from explainode.registry.devices import count_devices
-from explainode.runs.directory import RunDirectory
+from explainode.runs.directory import RunDirectory, check_name
 from explainode.signals import TrainingInterrupted, at_once
 from explainode.training.checkpoint import AtomicCheckpointIO, latest_checkpoint, resume_path
 from explainode.training.precision import slow_precision
@@ -55,6 +55,8 @@ def prepare(config: DictConfig) -> tuple[Any, dict[str, Any]]:
         raise UserError("training needs labels, and this data has none; sort the pictures into one folder per class")
     count_classes(config, data)
     settings = plain(config)
+    check_name(settings["variant"], "the variant")
+    variants(config)
     select_images(settings["evaluation"], data)
     check_parameters(
         {key: settings[key] for key in ("model", "module", "trainer", "explainer", "metric", "callback", "logger")}
@@ -135,7 +137,7 @@ def variants(config: DictConfig) -> list[DictConfig]:
     """The configuration once per variant, its settings merged into the model's.
 
     Raises:
-        UserError: for a setting that the model does not have.
+        UserError: for a setting that the model does not have, or a name that cannot be a folder's.
     """
     if not config.variants:
         return [config]
@@ -149,6 +151,7 @@ def variants(config: DictConfig) -> list[DictConfig]:
             raise UserError(f"variants.{name}: {str(error).splitlines()[0]}") from error
         with open_dict(one):
             one.variant = str(name)
+            check_name(name, "a variant")
         configs.append(one)
     return configs
 
@@ -162,17 +165,21 @@ def fit(settings: Mapping[str, Any], folder: RunDirectory) -> Any:
     """
 
     seed_everything(settings["seed"], workers=True, verbose=False)
-    data = instantiate(settings["data"])
+    data = instantiate(settings["data"], "data")
     network = build_network(settings["model"])
-    module = instantiate(settings["module"], network=network)
-    callbacks = averaging_last([instantiate(entry) for entry in (settings.get("callback") or {}).values()])
-    loggers = [instantiate(entry) for entry in (settings.get("logger") or {}).values()]
+    module = instantiate(settings["module"], "module", network=network)
+    callbacks = averaging_last([instantiate(entry, "callback") for entry in (settings.get("callback") or {}).values()])
+    loggers = [instantiate(entry, "logger") for entry in (settings.get("logger") or {}).values()]
     for logger in loggers:
         if hasattr(logger, "describe"):  # W&B keeps the settings beside the numbers
             logger.describe(settings)
     plugins = [AtomicCheckpointIO(), *cluster_plugins()]
     trainer = instantiate(
-        settings["trainer"] | profiler(settings, folder), callbacks=callbacks, logger=loggers or False, plugins=plugins
+        settings["trainer"] | profiler(settings, folder),
+        "trainer",
+        callbacks=callbacks,
+        logger=loggers or False,
+        plugins=plugins,
     )
     slow = slow_precision(str(trainer.precision), trainer.strategy.root_device)
     if slow is not None:

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from explainode.errors import UserError, nearest
 from explainode.registry.entries import load
+from explainode.registry.kinds import ANYWHERE, Slot, inside, slot_named
 from explainode.registry.targets import check_targets, locate
 
 _PLAIN: dict[Any, tuple[type, ...]] = {int: (int,), float: (int, float), bool: (bool,), str: (str,)}
@@ -32,20 +33,23 @@ def _fits(value: Any, annotation: Any) -> bool:
     return isinstance(value, _PLAIN[annotation])
 
 
-def check_parameters(config: Any, where: str = "") -> None:
-    """Hold every `_target_` node against the signature of what it names: unknown parameters and values of the wrong type.
+def check_parameters(config: Mapping[str, Any]) -> None:
+    """Hold every `_target_` node of some groups of a configuration, or of a group's entries, against the signature of what it names: whether it may
+    stand there, unknown parameters and values of the wrong type.
 
     Raises:
         UserError: naming the key, the value, and what was expected.
     """
-    if isinstance(config, list):
-        for index, value in enumerate(config):
-            check_parameters(value, f"{where}[{index}]")
-        return
-    if not isinstance(config, Mapping):
-        return
-    if "_target_" in config:
-        target = locate(config["_target_"])
+    for key, value in config.items():
+        slot = slot_named(str(key))
+        slot = slot if slot.kinds else ANYWHERE  # an entry under its own name
+        check_targets(value, str(key), slot)
+        _check_parameters(value, str(key), slot)
+
+
+def _check_parameters(config: Any, where: str, slot: Slot) -> None:
+    if isinstance(config, Mapping) and "_target_" in config:
+        target = locate(config["_target_"], slot if slot.kinds else ANYWHERE)
         parameters = inspect.signature(target).parameters
         hints = _hints(target)
         open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
@@ -68,8 +72,8 @@ def check_parameters(config: Any, where: str = "") -> None:
                 raise UserError(
                     f"{where}.{key}={value} has the wrong type: expected {expected}, got {type(value).__name__}"
                 )
-    for key, value in config.items():
-        check_parameters(value, f"{where}.{key}" if where else str(key))
+    for step, value, inner in inside(config, slot):
+        _check_parameters(value, f"{where}{step}".lstrip("."), inner)
 
 
 def _hints(target: Callable[..., Any]) -> dict[str, Any]:
@@ -85,27 +89,37 @@ def _hints(target: Callable[..., Any]) -> dict[str, Any]:
         return {}
 
 
-def instantiate(config: Any, **extra: Any) -> Any:
+def instantiate(config: Any, key: str | None = None, /, **extra: Any) -> Any:
     """A `_target_` node as an object, checked first; nested nodes become objects too, lists and mappings stay plain.
+
+    Args:
+        key: where the node stands in a configuration ("model", "data", "explainer"), which says of what kind it must be; None for any.
+        extra: parameters that no configuration can hold.
 
     Raises:
         UserError: for a target that is not allowed, an unknown parameter, or a value of the wrong type.
     """
     plain = OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
-    check_targets(plain)
-    check_parameters(plain)
-    return _build(plain, extra)
+    slot = ANYWHERE if key is None else Slot(slot_named(key).kinds)
+    where = key or ""
+    check_targets(plain, where, slot)
+    _check_parameters(plain, where, slot)
+    return _build(plain, slot, extra)
 
 
-def _build(node: Any, extra: Mapping[str, Any] | None = None) -> Any:
+def _build(node: Any, slot: Slot, extra: Mapping[str, Any] | None = None) -> Any:
     if isinstance(node, list):
-        return [_build(value) for value in node]
+        return [_build(value, slot) for value in node]
     if not isinstance(node, Mapping):
         return node
-    values = {key: _build(value) for key, value in node.items() if not str(key).startswith("_")} | dict(extra or {})
+    values = {
+        step.removeprefix("."): _build(value, inner)
+        for step, value, inner in inside(node, slot)
+        if not step.startswith("._")
+    } | dict(extra or {})
     if "_target_" not in node:
         return values
-    target = locate(node["_target_"])
+    target = locate(node["_target_"], slot if slot.kinds else ANYWHERE)
     return partial(target, **values) if node.get("_partial_") else target(**values)
 
 
@@ -140,4 +154,4 @@ def get(path: str, **overrides: Any) -> Any:
             known = [str(name) for name in config if not str(name).startswith("_")]
             raise UserError(f"{path} has no key {key!r}; the nearest are {nearest(key, known)}")
         values.pop(key, None)
-    return instantiate(values, **objects)
+    return instantiate(values, path.partition("/")[0], **objects)

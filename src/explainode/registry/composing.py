@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from explainode.errors import UserError, nearest
 from explainode.registry.devices import gpus_of, ranks_of
 from explainode.registry.entries import GROUPS, MANY_OF, extra_config_folders, names
-from explainode.registry.targets import allow_targets, check_targets
+from explainode.registry.targets import CONSENT, allow_targets, check_targets, consent
 
 CONFIG_MODULE = "explainode.conf"
 
@@ -50,15 +50,78 @@ def compose(config_name: str, overrides: Sequence[str]) -> DictConfig:
     Raises:
         UserError: for unknown keys, groups, options and values that cannot be read, with the nearest names.
     """
+    allow_targets(consent_words(overrides))
     config = _compose(config_name, overrides)
     check_entries(config)
     return config
 
 
+def consent_words(words: Sequence[str]) -> list[str]:
+    """The names that `allow_targets=` allows among the user's words."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    found: list[str] = []
+    for word in words:
+        if "allow_targets" in word.partition("=")[0]:
+            try:
+                value = OverridesParser.create().parse_override(word).value()
+            except HydraException:  # told in a sentence when everything is composed
+                continue
+            found += [str(name) for name in (value if isinstance(value, list) else [value])]
+    return found
+
+
 def compose_launcher(config_name: str, overrides: Sequence[str]) -> tuple[str, str]:
-    """The name of the launcher that a sweep would use, and the directory that it would write."""
+    """The name of the launcher that a sweep would use, and the directory that it would write.
+
+    Raises:
+        UserError: if a file sets what Hydra itself does: its callbacks, logging, environment, directories.
+    """
     config = _compose(config_name, overrides, with_hydra=True)
+    asked = [word for word in overrides if word.lstrip("+~").startswith(("hydra.", "hydra/"))]
+    _check_hydra(_hydra(config), _hydra(_compose(config_name, asked, with_hydra=True)))
     return config.hydra.runtime.choices["hydra/launcher"], config.hydra.sweep.dir
+
+
+_OF_A_RUN = ("overrides", "runtime", "job")  # what Hydra notes itself; of the job, only the words are
+
+
+def _hydra(config: DictConfig) -> dict[str, Any]:
+    node = OmegaConf.to_container(config.hydra, resolve=False)
+    assert isinstance(node, dict)
+    job = {key: value for key, value in node["job"].items() if key != "override_dirname"}
+    return {str(key): value for key, value in node.items() if key not in _OF_A_RUN} | {"job": job}
+
+
+def _check_hydra(found: dict[str, Any], asked: dict[str, Any]) -> None:
+    """Refuse a `hydra` node that is not what our configuration and the user's own words about it make: Hydra runs what stands there.
+
+    Raises:
+        UserError: naming what differs, or a target that is neither Hydra's, ours nor the user's.
+    """
+    differing = [key for key in found | asked if found.get(key) != asked.get(key)]
+    if differing:
+        raise UserError(
+            f"a file sets hydra.{differing[0]}, which only the command line may: write hydra.{differing[0]}... as a word, or take it out of the file"
+        )
+    for where, name in _named(found, "hydra"):
+        plugin = where.split(".")[1] in ("launcher", "sweeper") and name.startswith(("hydra.", "hydra_plugins."))
+        if not plugin and not any(f"{name}.".startswith(f"{word}.") for word in consent()):
+            raise UserError(
+                f"{where}._target_={name} is not allowed; allow_targets=[{name}] on the command line allows it"
+            )
+
+
+def _named(node: Any, where: str) -> Iterator[tuple[str, str]]:
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield where, str(node["_target_"])
+        for key, value in node.items():
+            yield from _named(value, f"{where}.{key}")
+    elif isinstance(node, list):
+        for value in node:
+            yield from _named(value, where)
 
 
 def _compose(config_name: str, overrides: Sequence[str], with_hydra: bool = False) -> DictConfig:
@@ -78,12 +141,18 @@ def _compose(config_name: str, overrides: Sequence[str], with_hydra: bool = Fals
 
 
 def check_entries(config: DictConfig) -> None:
-    """Refuse what an override of something unselected leaves behind, and targets outside the allowed packages (`allow_targets` adds the user's).
+    """Refuse what an override of something unselected leaves behind, targets that may not stand where they do, and a file that allows some itself.
 
     Raises:
         UserError: naming the entry.
     """
-    allow_targets([str(prefix) for prefix in config.get("allow_targets") or []])
+    told = consent()
+    for name in config.get("allow_targets") or []:
+        if str(name).rstrip(".") not in told:
+            raise UserError(
+                f"allow_targets={name} stands in a file, and a file cannot allow what it names; "
+                f"say allow_targets=[{name}] on the command line, or {CONSENT}={name}"
+            )
     for group in MANY_OF:
         for key, entry in (config.get(group) or {}).items():
             if entry is None:

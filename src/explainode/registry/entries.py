@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from explainode.errors import UserError, nearest
+from explainode.plain_yaml import read_yaml
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
@@ -58,10 +59,13 @@ def add_config_folder(folder: Path) -> None:
     """Look for entries in a folder of the user's own too, laid out like conf/.
 
     Raises:
-        UserError: if it is not a folder.
+        UserError: if it is not a folder, or a file in it is damaged or unfolds without bounds.
     """
     if not folder.is_dir():
         raise UserError(f"--config-dir {folder} is not a folder; it holds groups such as explainer/mine.yaml")
+    for depth in ("*", "*/*", "*/*/*"):  # groups, and Hydra's own below hydra/; read within bounds before Hydra does
+        for file in folder.glob(f"{depth}.yaml"):
+            read_yaml(file)
     if folder.resolve() not in _extra_folders:
         _extra_folders.append(folder.resolve())
 

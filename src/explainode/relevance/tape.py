@@ -10,7 +10,6 @@ from weakref import ref
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
@@ -32,6 +31,7 @@ from explainode.relevance.operations import (
     Value,
     kind_of,
 )
+from explainode.turns import ATTENTION_BY_MATH
 
 aten = torch.ops.aten
 
@@ -84,7 +84,7 @@ def record(network: nn.Module, x: Tensor, keep: Sequence[str] = (), noise: bool 
         UserError: if the logits do not depend on x, or an explained tensor is changed in place through a view.
     """
     recorder = _Recorder(network, x, keep, noise)
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), recorder.modules(), recorder:
+    with torch.no_grad(), ATTENTION_BY_MATH, recorder.modules(), recorder:
         logits = network(recorder.input.data)
     output = recorder.find(logits) if isinstance(logits, Tensor) else None
     if output is None:

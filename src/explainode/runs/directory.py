@@ -25,6 +25,7 @@ import yaml
 from explainode.errors import UserError
 from explainode.files import append_lines, replace_file
 from explainode.metrics.results import Curve, Key, Maps, Results, Row
+from explainode.plain_yaml import read_yaml
 from explainode.runs.legacy import control_of, role_of
 
 ROW_COLUMNS = (
@@ -285,10 +286,7 @@ class RunDirectory:
             raise UserError(
                 f"{self.path} is not a run directory (it has no {name}); runs are under runs/<name>/<run id>"
             )
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} is damaged ({str(error).splitlines()[0]}); restore it or run again") from error
+        content = read_yaml(path)
         if not isinstance(content, dict):
             raise UserError(
                 f"{path} is damaged (a mapping was expected, not {type(content).__name__}); restore it or run again"
@@ -309,6 +307,20 @@ def _map_prefix(epoch: int, split: str, model: str) -> str:
 def file_part(name: str) -> str:
     """A name as a part of a file name."""
     return quote(name, safe=" =+@")
+
+
+def check_name(name: Any, what: str) -> str:
+    """A name that may be a part of a path: of a variant, of a checkpoint.
+
+    Raises:
+        UserError: for anything else, such as "../up".
+    """
+    text = str(name)
+    if text in ("", ".", "..") or len(text) > 100 or any(c in "/\\" or not c.isprintable() for c in text):
+        raise UserError(
+            f"{what} is called {text[:120]!r}, which is no name: up to 100 printable characters without / and \\"
+        )
+    return text
 
 
 def _cells(row: Row) -> tuple[Any, ...]:

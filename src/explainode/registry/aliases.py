@@ -1,0 +1,12 @@
+"""Names that configurations of earlier versions wrote, and what they are called now: a saved run outlives a file that moved."""
+
+from __future__ import annotations
+
+ALIASES = {
+    "explainode.training.profile.StepProfiler": "explainode.training.profile.StepProfiler",
+}
+
+
+def current_name(name: str) -> str:
+    """The name by which a target goes today."""
+    return ALIASES.get(name, name)
