@@ -116,14 +116,14 @@ def test_a_dead_map_is_unlike_and_a_broken_one_excluded(record, network, picture
     heat[1], heat[2, 0, 0, 0] = 2.0, torch.nan
     explanation, _ = record(network(), x, heat, attribute=dead)
     metric = measured(ParameterRandomization(stages=2), explanation)
-    assert metric.per_image()[""] == {0: 0.0} and metric.summary(resamples=5)[0].excluded == 2
+    assert metric.per_image()[""] == {0: 0.0} and metric.summary()[0].excluded == 2
 
 
 def test_a_measure_without_meaning_is_no_good_result(record, network, pictures):
     """SSIM needs 11 pixels: on smaller pictures nothing was measured, so nothing is reported as unlike."""
     explanation, _ = record(network(), pictures(2, 8))
     for metric in (ClassSensitivity(similarity="ssim"), ParameterRandomization(stages=1, similarity="ssim")):
-        (found, *_) = measured(metric, explanation).summary(resamples=5)
+        (found, *_) = measured(metric, explanation).summary()
         assert found.excluded == 2 and found.n == 0
 
 
