@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 
 from explainode.metrics.localization import agreement
-from explainode.metrics.means import mean_intervals, test_means
+from explainode.metrics.means import mean_intervals, mean_tests
 from explainode.metrics.seeds import compare_seeds
 from explainode.metrics.statistics import bootstrap_means, holm, paired_sign_flips, percentile_interval
 
@@ -95,7 +95,7 @@ def tests(repetitions: int) -> None:
         cells = []
         for n in sizes:
             d = draw(generator, (n, repetitions))
-            cells += [f"{(p < 0.05).mean():.3f}" for p in (paired_sign_flips(d, 2000), test_means(d).p)]
+            cells += [f"{(p < 0.05).mean():.3f}" for p in (paired_sign_flips(d, 2000), mean_tests(d).p)]
         line(name, cells)
 
 
@@ -145,7 +145,7 @@ def families(repetitions: int) -> None:
             for _ in range(repetitions // 5):
                 common, own = (DIFFERENCES[name](generator, (n, k)) for k in (1, 24))
                 d = 0.7 * common + 0.7 * own
-                found += [(holm(p) < 0.05).any() for p in (paired_sign_flips(d, 2000), test_means(d).p)]
+                found += [(holm(p) < 0.05).any() for p in (paired_sign_flips(d, 2000), mean_tests(d).p)]
             cells += [f"{share:.3f}" for share in found / (repetitions // 5)]
         line(name, cells)
 
@@ -158,7 +158,7 @@ def power(repetitions: int) -> None:
         cells = []
         for n in SIZES:
             d = generator.normal(effect, 1, (n, repetitions))
-            cells += [f"{(p < 0.05).mean():.2f}" for p in (paired_sign_flips(d, 2000), test_means(d).p)]
+            cells += [f"{(p < 0.05).mean():.2f}" for p in (paired_sign_flips(d, 2000), mean_tests(d).p)]
         line(f"d = {effect}", cells)
 
 
@@ -178,7 +178,7 @@ def seeds(repetitions: int) -> None:
                 )
                 a, b = networks[:arm], networks[arm:]
                 tested = compare_seeds(a, b)
-                alone = test_means((a[0] - b[0])[:, None]).p[0]
+                alone = mean_tests((a[0] - b[0])[:, None]).p[0]
                 found += [alone < 0.05, tested.p < 0.05, tested.low <= 0 <= tested.high]
             line(f"{arm}, {ratio}", [f"{share:.3f}" for share in found / repetitions])
 

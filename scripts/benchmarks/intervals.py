@@ -25,7 +25,7 @@ from explainode.metrics.complexity import Complexity
 from explainode.metrics.faithfulness import Deletion
 from explainode.metrics.human_agreement import FixationMapAgreement
 from explainode.metrics.localization import SegmentationAgreement
-from explainode.metrics.means import test_means
+from explainode.metrics.means import mean_tests
 from explainode.metrics.pixel_ranking import BestAreaMIoU, PixelAUROC, PixelAveragePrecision
 from explainode.metrics.pointing_game import PointingGame
 from explainode.metrics.relevance_mass import RelevanceMass, RelevanceRank
@@ -67,9 +67,9 @@ def intervals(images: int) -> None:
             f"  {metric.kind:28} {len(metric.results)} results {first:8.3f} {again:7.3f}   {'met' if first <= TARGET else 'MISSED'}"
         )
     differences = np.random.default_rng(0).normal(size=(images, TESTS))
-    pair = cpu_seconds(lambda: test_means(differences[:, :1]))
+    pair = cpu_seconds(lambda: mean_tests(differences[:, :1]))
     print(f"  paired difference with its test           {pair:7.3f}           {'met' if pair <= TARGET else 'MISSED'}")
-    family = cpu_seconds(lambda: holm(test_means(differences, margin=0.1).p))
+    family = cpu_seconds(lambda: holm(mean_tests(differences, margin=0.1).p))
     print(
         f"  {TESTS} of them, corrected                   {family:7.3f}           {'met' if family <= TARGET_OF_TESTS else 'MISSED'}"
     )

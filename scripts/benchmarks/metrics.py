@@ -30,6 +30,7 @@ from explainode.metrics.faithfulness import Deletion, Insertion
 from explainode.metrics.infidelity import Infidelity
 from explainode.metrics.inpainting import inpaint
 from explainode.metrics.localization import SegmentationAgreement
+from explainode.metrics.means import mean_interval
 from explainode.metrics.perturbation import Walk, order_of
 from explainode.metrics.perturbation_accuracy import NegativePerturbation, PositivePerturbation
 from explainode.metrics.road import ROAD
@@ -37,7 +38,6 @@ from explainode.metrics.robustness import HeatmapGuidedPGD
 from explainode.metrics.sanity import ClassSensitivity, ParameterRandomization
 from explainode.metrics.sensitivity import LocalLipschitz, MaxSensitivity, MeanSensitivity
 from explainode.metrics.smoothness import Smoothness
-from explainode.metrics.means import mean_interval
 from explainode.metrics.statistics import paired_comparison
 
 

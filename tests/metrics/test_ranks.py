@@ -11,6 +11,7 @@ import pytest
 import scipy.stats
 
 from explainode.errors import UserError
+from explainode.metrics.means import mean_tests
 from explainode.metrics.ranks import (
     Ranks,
     critical_difference,
@@ -21,7 +22,6 @@ from explainode.metrics.ranks import (
     reversals,
     studentized_range,
 )
-from explainode.metrics.means import test_means as tests_of_means
 from explainode.metrics.statistics import holm
 
 # Demšar 2006, Table 6: AUC of four variants of C4.5 on 14 data sets. On "voting" two values are equal as printed, but not as ranked there.
@@ -118,7 +118,7 @@ def test_pairs_are_those_of_single_tests():
     found = rank_explainers(_values(table), higher_is_better=True)
     ranks = image_ranks(table, True)
     pairs = [(i, j) for i in range(4) for j in range(i + 1, 4)]
-    expected = holm([tests_of_means((ranks[:, i] - ranks[:, j])[:, None]).p[0] for i, j in pairs])
+    expected = holm([mean_tests((ranks[:, i] - ranks[:, j])[:, None]).p[0] for i, j in pairs])
     for (i, j), p in zip(pairs, expected, strict=True):
         a, b = found.names.index(f"e{i}"), found.names.index(f"e{j}")
         assert found.adjusted[a, b] == found.adjusted[b, a] == pytest.approx(p, rel=1e-9)

@@ -283,10 +283,8 @@ class ExplanationMetric(Metric):
         n = count[0]
         mean = total / n
         variance = np.maximum(squares / n - mean**2, 0.0) * n / max(n - 1, 1)
-        if n < 2:
-            half = np.full_like(mean, np.nan)
-        else:
-            half = student_quantile(0.5 + level / 2, int(n) - 1) * np.sqrt(variance / n)
+        t = student_quantile(0.5 + level / 2, int(n) - 1) if n > 1 else np.nan
+        half = t * np.sqrt(variance / n)
         return Curve(axis[0], mean, mean - half, mean + half, axis[1], axis[2])
 
     def direction(self, result: str = "") -> bool | None:

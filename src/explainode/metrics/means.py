@@ -169,18 +169,19 @@ class MeanTests:
     p_equivalent: np.ndarray
 
 
-def test_means(
+def mean_tests(
     differences: np.ndarray, margin: np.ndarray | float = np.nan, level: float = 0.95, rounding: float = ROUNDING
 ) -> MeanTests:
     """Test the means of (n, k) paired differences against zero, and against a margin around it.
 
-    Differences smaller than `rounding` are none; images that are the same in all are not told apart, and equivalent. Differences of hits and
-    misses, of -1, 0 and 1, have an exact test (McNemar's) from two images on. For others it is Student's with Hall's correction, and never smaller than 2 / 2^m of m differences, which is what an
-    exact test of symmetry could say at most: with few images a large family of tests cannot be decided, however small p would be by theory.
+    Differences smaller than `rounding` are none; images that are the same in all are not told apart, and equivalent. Differences of hits
+    and misses, of -1, 0 and 1, have an exact test (McNemar's) from two images on. For others it is Student's with Hall's correction, and never
+    smaller than 2 / 2^m of m differences, which is the least that an exact test of symmetry can say: with few images a large family of tests cannot be
+    decided, however small p would be by theory.
 
-    Source: equivalence by two one-sided tests, Schuirmann 1987, each of which we ask at half the level, so that what is equivalent at 5 % has its 95 %
-    interval within the margin; interval of a difference of paired shares, after Agresti and Min 2005, who add half an image to each outcome and take normal quantiles: we add
-    a whole one and take Student's, since theirs covers .90 of twelve images.
+    Source: equivalence by two one-sided tests, Schuirmann 1987, each of which we ask at half the level, so that what is equivalent at 5 % has
+    its 95 % interval within the margin. Interval of a difference of paired shares, after Agresti and Min 2005, who add half an image to each outcome and
+    take normal quantiles: we add a whole one and take Student's, since theirs covers .90 of twelve images.
     """
     d = np.asarray(differences, dtype=np.float64)
     d = np.where(np.abs(d) < rounding, 0.0, d)
@@ -200,9 +201,6 @@ def test_means(
     low[same], high[same], p[same] = 0.0, 0.0, 1.0
     p_equivalent[same & (moments.n >= FEWEST)] = 0.0
     return MeanTests(moments.n, moments.mean, low, high, error, p, p_equivalent)
-
-
-test_means.__test__ = False  # type: ignore[attr-defined]  # pytest takes it for a test
 
 
 def sign_tests(d: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from explainode.errors import UserError
 from explainode.metrics.agreement import mean_ranks
-from explainode.metrics.means import ROUNDING, sign_tests, test_means
+from explainode.metrics.means import ROUNDING, mean_tests, sign_tests
 from explainode.metrics.statistics import holm
 
 LEVEL = 0.05
@@ -93,7 +93,7 @@ def rank_explainers(
     first, second = np.triu_indices(len(names), 1)
     adjusted = np.full((len(names), len(names)), np.nan)
     apart = ranks[:, first] - ranks[:, second]
-    p_pairs = test_means(apart).p
+    p_pairs = mean_tests(apart).p
     p_pairs = np.where(np.isnan(p_pairs), sign_tests(apart), p_pairs)  # always the same number of places, or few images
     adjusted[first, second] = adjusted[second, first] = holm(p_pairs)
     return Ranks(

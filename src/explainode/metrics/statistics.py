@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 
 from explainode.errors import UserError
-from explainode.metrics.means import ROUNDING, check_level, mean_interval, test_means
+from explainode.metrics.means import ROUNDING, check_level, mean_interval, mean_tests
 from explainode.randomness import chain
 
 bootstrap_interval = mean_interval  # the name of earlier versions, whose percentile intervals were too short
@@ -142,7 +142,7 @@ def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class PairedComparison:
-    """mean(a - b) over the n images that both have, its interval, and the p-values of `means.test_means`.
+    """mean(a - b) over the n images that both have, its interval, and the p-values of `means.mean_tests`.
 
     `effect` is the mean over the standard deviation of the differences (Cohen's d_z): large n makes any difference significant, not large.
     NaN for fewer than two images, or differences that are all the same. `error` is the standard error of the mean.
@@ -175,7 +175,7 @@ def paired_comparison(
     d = d[~np.isnan(d)]
     if not len(d):
         raise UserError("the two results have no image in common; evaluate both on the same images")
-    found = test_means(d[:, None], margin, level, rounding)
+    found = mean_tests(d[:, None], margin, level, rounding)
     low, high, p, equivalent, error = (
         float(column[0]) for column in (found.low, found.high, found.p, found.p_equivalent, found.error)
     )
