@@ -61,8 +61,9 @@ def line(name: str, cells: list[str]) -> None:
 
 
 def header(first: str, columns: list[str]) -> None:
-    line(first, columns)
-    line("---", ["---:"] * len(columns))
+    cells = [cell for column in columns for cell in column.split(" | ")]
+    line(first, cells)
+    line("---", ["---:"] * len(cells))
 
 
 def covered(low: np.ndarray, high: np.ndarray, mean: float) -> str:
