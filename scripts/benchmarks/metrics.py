@@ -30,6 +30,7 @@ from explainode.metrics.faithfulness import Deletion, Insertion
 from explainode.metrics.infidelity import Infidelity
 from explainode.metrics.inpainting import inpaint
 from explainode.metrics.localization import SegmentationAgreement
+from explainode.metrics.means import mean_interval
 from explainode.metrics.perturbation import Walk, order_of
 from explainode.metrics.perturbation_accuracy import NegativePerturbation, PositivePerturbation
 from explainode.metrics.road import ROAD
@@ -37,7 +38,7 @@ from explainode.metrics.robustness import HeatmapGuidedPGD
 from explainode.metrics.sanity import ClassSensitivity, ParameterRandomization
 from explainode.metrics.sensitivity import LocalLipschitz, MaxSensitivity, MeanSensitivity
 from explainode.metrics.smoothness import Smoothness
-from explainode.metrics.statistics import bootstrap_interval, paired_sign_flip
+from explainode.metrics.statistics import paired_comparison
 
 
 class Counted:
@@ -407,11 +408,10 @@ def main() -> None:
         print(f"{type(metric).__name__}, 224x224: {1e3 * seconds / 64:.2f} ms per image")
 
     values = np.random.default_rng(0).normal(size=1000)
-    first = cpu_seconds(lambda: (bootstrap_interval(values), paired_sign_flip(values)))
-    again = cpu_seconds(lambda: (bootstrap_interval(values), paired_sign_flip(values)))
-    print(
-        f"Statistics, 1000 images x 10,000 resamples: {first:.3f} s, the next metric of the same images {again:.3f} s (target <= 0.5)"
-    )
+    pair, zero = dict(enumerate(values)), dict.fromkeys(range(1000), 0.0)
+    first = cpu_seconds(lambda: (mean_interval(values), paired_comparison(pair, zero)))
+    again = cpu_seconds(lambda: (mean_interval(values), paired_comparison(pair, zero)))
+    print(f"Statistics, 1000 images: {first:.3f} s, the next metric of the same images {again:.3f} s (target <= 0.5)")
 
 
 def rank(counted: Counted) -> None:

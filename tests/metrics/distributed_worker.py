@@ -41,7 +41,7 @@ def run(rank: int, world: int, folder: Path) -> None:
     for first in range(0, len(share), size):
         metric.update(SimpleNamespace(sample_ids=torch.tensor(share[first : first + size])))
     table, curve = metric.table(), metric.curve()
-    rows = [(r.value, r.low, r.high, r.n, r.excluded) for r in metric.summary(resamples=200)]
+    rows = [(r.value, r.low, r.high, r.n, r.excluded) for r in metric.summary()]
     np.savez(
         folder / f"world{world}_rank{rank}.npz",
         table=np.stack([table[i] for i in range(N)]),

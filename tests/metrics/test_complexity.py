@@ -42,7 +42,7 @@ def test_scale_does_not_matter_and_k_equal_pixels_count_as_k(record, network, pi
     explanation, _ = record(network(), pictures(3, 8), 7 * heat[:, None])
     metric = Complexity().setup(3)
     metric.update(explanation)
-    found = {r.name: r for r in metric.summary(resamples=10)}
+    found = {r.name: r for r in metric.summary()}
     assert found["effective_pixels"].value == pytest.approx(10) and found["effective_share"].value == pytest.approx(
         10 / 64
     )

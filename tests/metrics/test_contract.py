@@ -144,7 +144,7 @@ def test_reports(entry, explanations):
     metric = cls(**body).setup(8)
     for explanation in explanations():
         metric.update(explanation)
-    found = metric.summary(resamples=50)
+    found = metric.summary()
     assert [result.name for result in found] == list(cls.results)
     computed = metric.compute()
     computed = computed if isinstance(computed, dict) else {cls.results[0]: computed}
@@ -153,7 +153,8 @@ def test_reports(entry, explanations):
             result.n >= 7 or cls.kind == "guided_pgd"
         )  # whose ASR is over the correctly classified
         assert np.isfinite(result.value) and computed[result.name].item() == pytest.approx(result.value, rel=1e-5)
-        assert result.low <= result.high
+        # eight images are too few for an interval of a mean, but not of a share
+        assert np.isnan([result.low, result.high]).all() or result.low <= result.value <= result.high
     if cls.kind not in ("expansion_ratio", "cost"):  # those are facts about network and passes, whatever the map
         of_all = next(
             result for result in found if result.name == ("asr_all" if cls.kind == "guided_pgd" else found[0].name)

@@ -16,7 +16,7 @@ def measured(record, network, pictures):
     def measure(metric, **diagnostics):
         explanation, _ = record(network(), pictures(3, 8), torch.rand(3, 1, 8, 8), diagnostics=diagnostics)
         metric.setup(3).update(explanation)
-        return {r.name: r for r in metric.summary(resamples=10)}
+        return {r.name: r for r in metric.summary()}
 
     return measure
 

@@ -112,7 +112,35 @@ def test_bad_settings_are_told_in_a_sentence():
         ({"size": 2.0}, "at most 1 for squares"),
         ({"draws": 1}, "at least two draws"),
         ({"baseline": "blurr"}, "no baseline named"),
-        ({"score": "loss"}, "'probability' or 'logit'"),
+        ({"score": "loss"}, "probability, logit, margin"),
     ):
         with pytest.raises(UserError, match=words):
             Infidelity(**settings)
+
+
+def test_maps_are_read_as_what_they_are(record, pictures):
+    """f = w . x: the gradient is w, the exact contributions against black are w x; each fails in the other's reading, and either's negative in both."""
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
+    x = pictures(6, 8)
+    gradient = record(linear, x)[0].attribution
+    relative = {}
+    for name, attribution in (("gradient", gradient), ("contribution", gradient * x)):
+        for sign in (1, -1):
+            explanation, _ = record(linear, x, sign * attribution)
+            for reading in ("sensitivity", "contribution"):
+                metric = Infidelity("square", 0.25, draws=20, baseline="zero", map=reading)
+                relative[name, sign, reading] = measured(metric, explanation)[:, 2]
+    for name, reading, other in (
+        ("gradient", "sensitivity", "contribution"),
+        ("contribution", "contribution", "sensitivity"),
+    ):
+        assert relative[name, 1, reading].max() < 1e-9
+        assert relative[name, 1, other].mean() > 1e-3
+        np.testing.assert_allclose(relative[name, -1, reading], 1.0)  # beta 0: it predicts the opposite
+
+
+def test_contributions_need_pixels_that_are_gone():
+    with pytest.raises(UserError, match="map=contribution needs perturbation=square, got normal"):
+        Infidelity("normal", 0.1, map="contribution")
+    with pytest.raises(UserError, match="map must be one of sensitivity, contribution, got 'local'"):
+        Infidelity(map="local")

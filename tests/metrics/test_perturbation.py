@@ -13,7 +13,16 @@ from explainode.blur import gaussian_kernel
 from explainode.errors import UserError
 from explainode.metrics.baselines import BASELINES, baseline_image, folded_kernel
 from explainode.metrics.faithfulness import Deletion, Insertion
-from explainode.metrics.perturbation import BUDGET, COARSE, Walk, curve_logits, curve_scores, pixel_order, walk_images
+from explainode.metrics.perturbation import (
+    BUDGET,
+    COARSE,
+    Walk,
+    curve_logits,
+    curve_scores,
+    pixel_order,
+    target_score,
+    walk_images,
+)
 
 
 def test_walk_replaces_exactly_the_first_pixels(pictures):
@@ -223,8 +232,21 @@ def test_bad_settings_are_told_in_a_sentence(record, network, pictures):
         Deletion(target="label")
     with pytest.raises(UserError, match="'raster' or 'reverse'"):
         Insertion(ties="random")
-    with pytest.raises(UserError, match="'probability' or 'logit'"):
+    with pytest.raises(UserError, match="probability, logit, margin"):
         Insertion(score="loss")
     explanation, _ = record(network(), pictures(1, 16))
     with pytest.raises(UserError, match="needs images larger than 25, got a side of 16"):
         baseline_image(explanation, "groupcam")
+
+
+def test_the_margin_is_the_logit_less_the_runner_up():
+    logits = torch.tensor([[3.0, 1.0, 2.5], [0.0, 4.0, -1.0]])
+    target = torch.tensor([0, 2])
+    torch.testing.assert_close(target_score(logits, target, "margin"), torch.tensor([0.5, -5.0]))
+    steps = torch.stack((logits, logits + 1), 1)  # (B, P, K): a constant moves logits, and no margin
+    torch.testing.assert_close(target_score(steps, target, "margin"), torch.tensor([[0.5, 0.5], [-5.0, -5.0]]))
+    with pytest.raises(UserError, match="score=margin needs two classes"):
+        target_score(torch.zeros(2, 1), torch.zeros(2, dtype=torch.int64), "margin")
+    assert Deletion(score="margin").settings()[3] == "margin(predicted)"
+    with pytest.raises(UserError, match="score must be one of probability, logit, margin, got 'loss'"):
+        Deletion(score="loss")

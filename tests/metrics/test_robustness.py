@@ -37,7 +37,7 @@ def measured(metric, explanation):
 
 
 def as_dict(metric):
-    return {result.name: result.value for result in metric.summary(resamples=20)}
+    return {result.name: result.value for result in metric.summary()}
 
 
 class Jitter(nn.Module):
@@ -160,7 +160,7 @@ def test_guided_pgd_adds_up(wrong_about_two):
         "clean"
     ] == pytest.approx(9 / 11)
     assert found["accuracy"] == pytest.approx(found["clean"] * (1 - found[""]), abs=1e-12)
-    counted = {result.name: (result.n, result.excluded) for result in metric.summary(resamples=5)}
+    counted = {result.name: (result.n, result.excluded) for result in metric.summary()}
     hits = int(result.success[right].sum())
     assert counted == {"": (9, 3), "asr_all": (12, 0), "step": (hits, 12 - hits), "accuracy": (11, 1), "clean": (11, 1)}
     assert metric.per_image()[""] == {i: float(result.success[i]) for i in range(12) if right[i]}  # for paired tests
@@ -188,9 +188,9 @@ def test_constant_and_broken_maps_are_not_attacked(wrong_about_two):
     metric = measured(HeatmapGuidedPGD(top=50), explanation)
     assert sorted(metric.per_image()["asr_all"]) == [0, 2, 3, 5, 6, 7, 9, 10, 11]
     maps = measured(MapUnderAttack(FGSM()), explanation)
-    assert maps.summary(resamples=5)[0].excluded >= 3
+    assert maps.summary()[0].excluded >= 3
     blank, _ = wrong_about_two(torch.zeros(12, 1, 12, 12))
-    found = measured(HeatmapGuidedPGD(top=50), blank).summary(resamples=5)
+    found = measured(HeatmapGuidedPGD(top=50), blank).summary()
     assert all(result.n == 0 and np.isnan(result.value) for result in found)
 
 

@@ -116,14 +116,14 @@ def test_a_dead_map_is_unlike_and_a_broken_one_excluded(record, network, picture
     heat[1], heat[2, 0, 0, 0] = 2.0, torch.nan
     explanation, _ = record(network(), x, heat, attribute=dead)
     metric = measured(ParameterRandomization(stages=2), explanation)
-    assert metric.per_image()[""] == {0: 0.0} and metric.summary(resamples=5)[0].excluded == 2
+    assert metric.per_image()[""] == {0: 0.0} and metric.summary()[0].excluded == 2
 
 
 def test_a_measure_without_meaning_is_no_good_result(record, network, pictures):
     """SSIM needs 11 pixels: on smaller pictures nothing was measured, so nothing is reported as unlike."""
     explanation, _ = record(network(), pictures(2, 8))
     for metric in (ClassSensitivity(similarity="ssim"), ParameterRandomization(stages=1, similarity="ssim")):
-        (found, *_) = measured(metric, explanation).summary(resamples=5)
+        (found, *_) = measured(metric, explanation).summary()
         assert found.excluded == 2 and found.n == 0
 
 
@@ -135,12 +135,12 @@ def test_class_sensitivity_of_known_maps(record, network, pictures):
     x = pictures(5, 8)
     explanation, spy = record(two, x)
     for other in ("least", "random"):
-        assert measured(ClassSensitivity(other), explanation).compute() == pytest.approx(-1)
+        assert measured(ClassSensitivity(other), explanation).compute()[""] == pytest.approx(-1)
     assert spy.explained == 10
     explanation.explain = lambda x, target=None: of_the_image(None, x, None)
     explanation.attribution = of_the_image(None, x, None)
     explanation._own.clear()
-    assert measured(ClassSensitivity(), explanation).compute() == pytest.approx(1)
+    assert measured(ClassSensitivity(), explanation).compute()[""] == pytest.approx(1)
 
 
 def test_a_map_that_only_turns_its_sign_is_alike_in_magnitude(record, pictures):
@@ -148,8 +148,24 @@ def test_a_map_that_only_turns_its_sign_is_alike_in_magnitude(record, pictures):
     with torch.no_grad():
         two[1].weight[1] = -two[1].weight[0]
     explanation, _ = record(two, pictures(5, 8))
-    assert measured(ClassSensitivity(), explanation).compute() == pytest.approx(-1)
-    assert measured(ClassSensitivity(reduction="abs_sum"), explanation).compute() == pytest.approx(1)
+    found = {name: float(value) for name, value in measured(ClassSensitivity(), explanation).compute().items()}
+    assert found[""] == pytest.approx(-1) and found["absolute"] == pytest.approx(1)
+    assert found["magnitude"] == pytest.approx(1)
+    assert measured(ClassSensitivity(reduction="abs_sum"), explanation).compute()[""] == pytest.approx(1)
+
+
+def test_a_sign_that_is_random_does_not_hide_that_the_places_stay(record, network, pictures):
+    """The map's places come from the image, its sign from a parameter: unlike in every stage, alike in magnitude."""
+    net, x = network(), pictures(16, 12)
+
+    def signed_by_a_parameter(model, x, rows):
+        last = [p for p in model.parameters() if p.dim() > 1][-1]
+        return torch.where(last.sum() > 0, 1.0, -1.0) * of_the_image(None, x, None)
+
+    explanation, _ = record(net, x, attribute=signed_by_a_parameter)
+    found = measured(ParameterRandomization(stages=6), explanation).compute()
+    assert float(found["magnitude"]) > 0.99 and float(found["absolute"]) > 0.99
+    assert float(found[""]) <= float(found["absolute"])
 
 
 def test_which_other_class(record, network, pictures):

@@ -105,7 +105,7 @@ def test_it_is_in_the_order_of_reading(page: Page) -> None:
     ]
     assert sections == named
     assert {a["href"] for a in page.all("a")} >= {f"#{name}" for name in sections}
-    assert "sde: better max_sensitivity than resnet" in page.text
+    assert "sde: this network has better max_sensitivity than resnet" in page.text
     assert "Which explanation to trust" in page.text
     assert "seed" in page.text and "torch" in page.text
 

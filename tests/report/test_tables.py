@@ -119,7 +119,7 @@ def test_terminal_and_markdown_hold_every_headline(make_results: Build) -> None:
     assert "better" in text
     rows = markdown.splitlines()
     assert len({line.count(" | ") for line in rows}) == 1, "as many cells in every line"
-    assert rows[0] == "| metric | explainer | resnet | sde | n | p (Holm) sde |"
+    assert rows[0] == "| metric | explainer | resnet | sde | n | p, corrected, sde |"
 
 
 def test_names_with_markup_are_only_text(make_results: Build) -> None:

@@ -12,7 +12,8 @@ OPTIONS = ("-o", "--matched")
 HELP = """explainode compare RUN RUN [RUN ...] [--matched] [-o FOLDER]
 explainode compare SWEEP [--matched] [-o FOLDER]
 
-Puts the results of runs side by side: paired sign-flip tests over the images they share, with Holm's correction, and a report.
+Puts the results of runs side by side: paired tests over the images they share, corrected for their number, and a report.
+Runs that differ by their seed alone are one recipe; with four seeds of each or more, recipes are compared, seeds being the units.
 A sweep is the folder that explainode train -m leaves under multirun/: each point becomes a model, named by the settings that differ.
 Runs that measured a metric with different protocols, on other data or on other images are refused: their numbers do not compare.
 

@@ -22,13 +22,14 @@ from torchmetrics import Metric
 from explainode.annotations import KINDS
 from explainode.attribution import Explanation
 from explainode.errors import UserError
+from explainode.metrics.distributions import student_quantile
+from explainode.metrics.means import mean_intervals
 from explainode.metrics.results import ROLES, Curve
-from explainode.metrics.statistics import bootstrap_means, percentile_interval
 
 
 @dataclass(frozen=True)
 class Result:
-    """One number of a metric: `name` is "" for the headline; `low` and `high` bound its bootstrap interval (NaN below two images)."""
+    """One number of a metric: `name` is "" for the headline; `low` and `high` bound its interval (NaN where the images are too few)."""
 
     name: str
     value: float
@@ -226,17 +227,16 @@ class ExplanationMetric(Metric):
         }
         return tensors[self.results[0]] if len(tensors) == 1 else tensors
 
-    def summary(self, resamples: int = 10_000, level: float = 0.95, seed: int = 0) -> list[Result]:
-        """Each result with its percentile bootstrap interval over images, the number of images that count and of those excluded."""
+    def summary(self, level: float = 0.95) -> list[Result]:
+        """Each result with its interval over images, the number of images that count and of those excluded.
+
+        Means and shares: `means.mean_intervals`. A function of means, such as the mean IoU of all pixels together, is the mean of its pseudo-values
+        (Quenouille 1956; Tukey 1958), which leave out one image each.
+        """
         values, excluded = self._values(), (self._summed()["excluded"] > 0) & (self._summed()["count"] == 0)
         values = values[~np.isnan(values).all(1)]
         point = self.combine(_means(values))
-        drawn = (
-            self.combine(bootstrap_means(values, resamples, seed))
-            if len(values) > 1
-            else np.full((1, len(self.results)), np.nan)
-        )
-        low, high = percentile_interval(drawn, level)
+        low, high = mean_intervals(self._contributions(values), level)
         found = []
         for k, name in enumerate(self.results):
             column = self.columns.index(name) if name in self.columns else 0
@@ -246,8 +246,26 @@ class ExplanationMetric(Metric):
             )
         return found
 
+    def _contributions(self, values: np.ndarray) -> np.ndarray:
+        """(n, len(results)) numbers whose means are the results: the images' values, or pseudo-values; NaN where an image has none."""
+        if type(self).combine is ExplanationMetric.combine:
+            return values
+        inner = [k for k, name in enumerate(self.columns) if name not in self.results]  # what the others are made of
+        rows = ~np.isnan(values[:, inner]).all(1)
+        counted = values[rows]
+        n, there = len(counted), ~np.isnan(counted)
+        filled = np.where(there, counted, 0.0)
+        found = np.full((len(values), len(self.results)), np.nan)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            without = self.combine((filled.sum(0) - filled) / (there.sum(0) - there))
+            found[rows] = np.where(np.isfinite(without), n * self.combine(_means(counted)) - (n - 1) * without, np.nan)
+        for k, name in enumerate(self.results):
+            if name in self.columns:
+                found[:, k] = values[:, self.columns.index(name)]
+        return found
+
     def curve(self, level: float = 0.95) -> Curve | None:
-        """The mean curve with its normal-theory band (curves are kept as sums only); None without curves or images."""
+        """The mean curve with its band, Student's t at each point (curves are kept as sums only); None without curves or images."""
         axis = self.curve_axis()
         total, squares, count = self._summed()["curve_sums"]
         if axis is None or not len(count) or count[0] == 0:
@@ -255,9 +273,8 @@ class ExplanationMetric(Metric):
         n = count[0]
         mean = total / n
         variance = np.maximum(squares / n - mean**2, 0.0) * n / max(n - 1, 1)
-        half = float(torch.special.ndtri(torch.tensor(0.5 + level / 2, dtype=torch.float64))) * np.sqrt(variance / n)
-        if n < 2:
-            half = np.full_like(mean, np.nan)
+        t = student_quantile(0.5 + level / 2, int(n) - 1) if n > 1 else np.nan
+        half = t * np.sqrt(variance / n)
         return Curve(axis[0], mean, mean - half, mean + half, axis[1], axis[2])
 
     def direction(self, result: str = "") -> bool | None:

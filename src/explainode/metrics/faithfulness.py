@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from explainode.attribution import Explanation
-from explainode.errors import UserError
 from explainode.metrics.base import ExplanationMetric
-from explainode.metrics.perturbation import Walk, curve_scores
+from explainode.metrics.perturbation import Walk, check_score, curve_scores
 
 
 class PerturbationCurve(ExplanationMetric):
@@ -23,7 +22,7 @@ class PerturbationCurve(ExplanationMetric):
         points: points of the curve, end points included (101: 1 % of the pixels at a time), or "adaptive": at most 13 points on that grid.
         baseline: what replaces a pixel: blur, rise, groupcam, zero, network_zero, min, mean or noise.
         reduction: of the channels before ranking.
-        score: softmax "probability" or "logit" of the followed class.
+        score: softmax "probability" of the followed class, its "logit", or its "margin" over the runner-up, see `perturbation.target_score`.
         target: follow the "predicted" class of the clean image, or the "explained" one (they differ where the user chose a class).
         ties: "raster" or "reverse".
 
@@ -45,10 +44,7 @@ class PerturbationCurve(ExplanationMetric):
         self.points, self.baseline, self.reduction = points, baseline, reduction
         self.score, self.target, self.ties = score, target, ties
         self.walk = Walk(points, baseline, reduction, ties)
-        if score not in ("probability", "logit"):
-            raise UserError(f"score must be 'probability' or 'logit', got {score!r}")
-        if target not in ("predicted", "explained"):
-            raise UserError(f"target must be 'predicted' or 'explained', got {target!r}")
+        check_score(score, target)
         super().__init__()
 
     def curve_axis(self) -> tuple[np.ndarray, str, str]:
@@ -65,7 +61,7 @@ class PerturbationCurve(ExplanationMetric):
         return torch.trapezoid(curves, torch.from_numpy(self.walk.fractions), dim=1)[:, None]
 
     def settings(self) -> tuple[str, ...]:
-        followed = f"p({self.target})" if self.score == "probability" else f"logit({self.target})"
+        followed = f"{'p' if self.score == 'probability' else self.score}({self.target})"
         return self.baseline, str(self.points), self.reduction, followed, self.ties
 
 

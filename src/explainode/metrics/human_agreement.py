@@ -29,8 +29,9 @@ def _checked(name: str, human: Tensor | None, explanation: Explanation) -> Tenso
 class FixationMapAgreement(ExplanationMetric):
     """Agreement of the map with the density of human fixations: what people look at, which need not be what the network uses.
 
-    The map is upsampled to x and, for `similarity` and `kl`, scaled to [0, 1]. Constant maps and maps that are not finite are excluded, as
-    are images without fixations. A Gaussian in the middle agrees well with most such data: read the value beside the centre prior's.
+    The map is upsampled to x, and scaled to [0, 1] for `similarity` and, if it has negative values, for `kl`. Constant maps and maps that
+    are not finite are excluded, as are images without fixations. A Gaussian in the middle agrees well with most such data: read the value
+    beside the centre prior's.
 
     Results: the headline is Pearson's correlation (PCC, CC); `spearman`, rank correlation; `similarity` (SIM) and `kl`
     (Kullback-Leibler divergence of the map from the fixations, lower is better).
@@ -42,8 +43,8 @@ class FixationMapAgreement(ExplanationMetric):
         explanation.fixation_map: (B, H, W) float, >= 0, at the size of x.
         compute(): four scalars; PCC and rank correlation in [-1, 1], SIM in [0, 1], KL >= 0.
 
-    Source: MIT saliency benchmark; Bylinskii et al. 2019; named in paper 004. We scale signed maps before KL, which the
-    benchmark's maps do not need.
+    Source: MIT saliency benchmark; Bylinskii et al. 2019; named in paper 004. We scale maps with negative values before KL, which
+    the benchmark's maps do not need.
     """
 
     columns = ("", "spearman", "similarity", "kl")
@@ -51,6 +52,7 @@ class FixationMapAgreement(ExplanationMetric):
     needs = frozenset({"fixation_map"})
     role = "agreement"
     kind = "fixation_map_agreement"
+    version = 2  # kl leaves maps without negative values as they are
 
     def __init__(self, reduction: str = "sum") -> None:
         self.reduction = check_reduction(reduction)
@@ -65,7 +67,7 @@ class FixationMapAgreement(ExplanationMetric):
             pearson(heat, human),
             spearman(heat, human),
             similarity(heat, human),
-            kullback_leibler(normalize(heat), human),
+            kullback_leibler(torch.where((heat < 0).flatten(1).any(1)[:, None, None], normalize(heat), heat), human),
         )
         usable = usable & (human.amax((1, 2)) > human.amin((1, 2)))
         return torch.where(usable[:, None], torch.stack(numbers, 1), torch.nan)

@@ -10,20 +10,20 @@ from explainode.errors import UserError
 from explainode.metrics.base import ExplanationMetric
 from explainode.metrics.baselines import baseline_image, check_baseline
 from explainode.metrics.input_perturbation import ROWS
-from explainode.metrics.perturbation import target_score
-from explainode.metrics.points import check_score
+from explainode.metrics.perturbation import check_score, target_score
 from explainode.randomness import normal_like, sample_keys, uniform
 
 KINDS = ("normal", "square", "baseline")
+MAPS = ("sensitivity", "contribution")
 STREAM = "infidelity"
 
 
 class Infidelity(ExplanationMetric):
     """E_I[(beta I . A - (f(x) - f(x - I)))^2] over random I: lower is better.
 
-    Results: the headline with the beta per image that makes it smallest, E[(I . A) df] / E[(I . A)^2], so that it does not depend on the
-    scale of the map (beta 0 for a map that predicts nothing); `unscaled` with beta = 1, for attributions in units of the score;
-    `relative` is the headline divided by E[df^2], in [0, 1]: 1 is a map that predicts nothing.
+    Results: the headline with the beta >= 0 per image that makes it smallest, E[(I . A) df] / E[(I . A)^2], so that it does not depend on the
+    scale of the map, and does on its sign (beta 0 for a map that predicts nothing, or the opposite); `unscaled` with beta = 1, for attributions
+    in units of the score; `relative` is the headline divided by E[df^2], in [0, 1]: 1 is a map that predicts nothing.
 
     Args:
         perturbation: what I is. "normal": values of N(0, size^2) everywhere. "square": x minus the baseline in a square at a random place,
@@ -32,18 +32,23 @@ class Infidelity(ExplanationMetric):
         draws: of I.
         baseline: of "square" and "baseline", a name in `baselines.BASELINES`.
         score, target: f, see `points.ScoreAtPoints`.
+        map: what the map says of a pixel. "sensitivity": how the score moves per unit of it, as a gradient does. "contribution": how much of the score
+            it makes, as input x gradient, integrated gradients, DeepLIFT and SHAP do; then I . A is the sum of A over the square that is gone.
+            One is not the other: read as sensitivities, the exact contributions of a linear network fail.
 
     Shapes:
         compute(): three scalars, >= 0. Costs `draws` forwards per image, once for all explainers of a batch.
 
     Source: Yeh et al. 2019 (square removal, noisy baseline); beta as in the authors' code, captum's `normalize`.
-    We draw squares of one size at any place inside the image. A map of one channel counts for all channels of its pixel.
+    We draw squares of one size at any place inside the image, and keep beta from turning the map round. A map of one channel counts for all
+    channels of its pixel, of contributions as their sum.
     """
 
     columns = ("", "unscaled", "relative")
     higher_is_better = False
     role = "faithfulness"
     kind = "infidelity"
+    version = 2  # beta >= 0
 
     def __init__(
         self,
@@ -53,12 +58,19 @@ class Infidelity(ExplanationMetric):
         baseline: str = "blur",
         score: str = "logit",
         target: str = "explained",
+        map: str = "sensitivity",
     ) -> None:
-        self.perturbation, self.size, self.draws = perturbation, size, draws
+        self.perturbation, self.size, self.draws, self.map = perturbation, size, draws, map
         self.baseline, self.score, self.target = check_baseline(baseline), score, target
         check_score(score, target)
         if perturbation not in KINDS:
             raise UserError(f"perturbation must be one of {', '.join(KINDS)}, got {perturbation!r}")
+        if map not in MAPS:
+            raise UserError(f"map must be one of {', '.join(MAPS)}, got {map!r}")
+        if map == "contribution" and perturbation != "square":
+            raise UserError(
+                f"contributions predict what happens when pixels are gone, so map=contribution needs perturbation=square, got {perturbation}"
+            )
         if not size > 0 or (perturbation == "square" and size > 1):
             raise UserError(f"size must be positive, and at most 1 for squares, got {size}; 0.25 is usual")
         if draws < 2:
@@ -76,6 +88,12 @@ class Infidelity(ExplanationMetric):
         away = x - baseline_image(explanation, self.baseline)
         if self.perturbation == "baseline":
             return away + self.size * normal_like(x, keys)
+        return away * self.square(explanation, draw)
+
+    def square(self, explanation: Explanation, draw: int) -> Tensor:
+        """(B, 1, H, W) bool: the square of draw number `draw`."""
+        x = explanation.x
+        keys = sample_keys(explanation.sample_ids.to(x.device), explanation.seed, STREAM, draw)
         height, width = x.shape[-2:]
         side = max(1, round(self.size * min(height, width)))
         free = torch.tensor([height - side + 1, width - side + 1], device=x.device)
@@ -85,7 +103,7 @@ class Infidelity(ExplanationMetric):
             (place >= start[:, None]) & (place < start[:, None] + side)
             for place, start in ((rows, top), (columns, left))
         ]
-        return away * (inside[0][:, None, :, None] & inside[1][:, None, None, :])
+        return inside[0][:, None, :, None] & inside[1][:, None, None, :]
 
     def moves(self, explanation: Explanation) -> Tensor:
         """(draws, B) f(x) - f(x - I)."""
@@ -111,8 +129,11 @@ class Infidelity(ExplanationMetric):
         )
 
     def predicted(self, explanation: Explanation) -> Tensor:
-        """(draws, B) I . A."""
+        """(draws, B) I . A; of contributions, the sum of A over what is gone."""
         A = explanation.attribution
+        if self.map == "contribution":
+            A = upsample(A.sum(1), explanation.x.shape[-2:])[:, None]
+            return torch.stack([(self.square(explanation, draw) * A).flatten(1).sum(1) for draw in range(self.draws)])
         if A.shape != explanation.x.shape:
             A = upsample(A.sum(1), explanation.x.shape[-2:])[:, None]
         return torch.stack([(self.step(explanation, draw) * A).flatten(1).sum(1) for draw in range(self.draws)])
@@ -120,7 +141,7 @@ class Infidelity(ExplanationMetric):
     def measure(self, explanation: Explanation) -> Tensor:
         df, predicted = self.moves(explanation).double(), self.predicted(explanation).double()
         square = predicted.square().mean(0)
-        beta = torch.where(square == 0, torch.zeros_like(square), (predicted * df).mean(0) / square)
+        beta = torch.where(square == 0, torch.zeros_like(square), ((predicted * df).mean(0) / square).clamp(min=0))
         scaled = (beta * predicted - df).square().mean(0)
         power = df.square().mean(0)
         return torch.stack(
@@ -129,4 +150,4 @@ class Infidelity(ExplanationMetric):
 
     def settings(self) -> tuple[str, ...]:
         where = () if self.perturbation == "normal" else (self.baseline,)
-        return self.perturbation, f"{self.size:g}", f"n{self.draws}", *where, f"{self.score}({self.target})"
+        return self.perturbation, f"{self.size:g}", f"n{self.draws}", *where, f"{self.score}({self.target})", self.map

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from explainode.attribution import Explanation, check_reduction, rank_pixels
-from explainode.errors import UserError
+from explainode.errors import UserError, nearest
 from explainode.metrics.baselines import baseline_image, baseline_logits, check_baseline, inpainting_noise
 from explainode.metrics.inpainting import inpaint
 
@@ -247,10 +247,30 @@ def _inpainting_walk(explanation: Explanation, walk: Walk, insert: bool, counts:
     return torch.cat(logits).transpose(0, 1)
 
 
+SCORES = ("probability", "logit", "margin")
+
+
 def target_score(logits: Tensor, target: Tensor, score: str) -> Tensor:
-    """(B, ..., K) logits -> (B, ...): the softmax "probability" or the "logit" of target (B,)."""
+    """(B, ..., K) logits -> (B, ...): of target (B,), the softmax "probability", the "logit", or the "margin", the logit less the largest other one.
+
+    Methods that explain the logit are judged by it: the probability also falls when another class rises, and hardly moves where it is near 1.
+    """
+    if score == "margin" and logits.shape[-1] < 2:
+        raise UserError("score=margin needs two classes or more, but the network has a single output; use score=logit")
+    place = target.view(-1, *[1] * (logits.dim() - 1)).expand(*logits.shape[:-1], 1)
     values = logits.softmax(-1) if score == "probability" else logits
-    return values.gather(-1, target.view(-1, *[1] * (logits.dim() - 1)).expand(*logits.shape[:-1], 1))[..., 0]
+    found = values.gather(-1, place)[..., 0]
+    return found - logits.scatter(-1, place, -torch.inf).amax(-1) if score == "margin" else found
+
+
+def check_score(score: str, target: str) -> None:
+    """Raises a UserError if a curve cannot follow this score of this class."""
+    if score not in SCORES:
+        raise UserError(
+            f"score must be one of {', '.join(SCORES)}, got {score!r}; the nearest are {nearest(score, SCORES)}"
+        )
+    if target not in ("predicted", "explained"):
+        raise UserError(f"target must be 'predicted' or 'explained', got {target!r}")
 
 
 def curve_scores(explanation: Explanation, walk: Walk, insert: bool, target: Tensor, score: str) -> Tensor:

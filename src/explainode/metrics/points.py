@@ -8,17 +8,8 @@ import torch
 from torch import Tensor
 
 from explainode.attribution import Explanation
-from explainode.errors import UserError
 from explainode.metrics.base import ExplanationMetric
-from explainode.metrics.perturbation import Walk, check_percent, logits_at, percent_counts, target_score
-
-
-def check_score(score: str, target: str) -> None:
-    """Raises a UserError if a curve cannot follow this score of this class."""
-    if score not in ("probability", "logit"):
-        raise UserError(f"score must be 'probability' or 'logit', got {score!r}")
-    if target not in ("predicted", "explained"):
-        raise UserError(f"target must be 'predicted' or 'explained', got {target!r}")
+from explainode.metrics.perturbation import Walk, check_percent, check_score, logits_at, percent_counts, target_score
 
 
 class PerturbationPoints(ExplanationMetric):
@@ -64,7 +55,7 @@ class ScoreAtPoints(PerturbationPoints):
     """`PerturbationPoints` that follow the score of one class.
 
     Args:
-        score: softmax "probability" or "logit".
+        score: softmax "probability", "logit" or "margin", see `perturbation.target_score`.
         target: the "predicted" class of the clean image, or the "explained" one.
     """
 
@@ -87,7 +78,7 @@ class ScoreAtPoints(PerturbationPoints):
         return self.followed(explanation, explanation.logits.float())[:, None]
 
     def settings(self) -> tuple[str, ...]:
-        followed = f"p({self.target})" if self.score == "probability" else f"logit({self.target})"
+        followed = f"{'p' if self.score == 'probability' else self.score}({self.target})"
         return *super().settings(), followed
 
 

@@ -12,22 +12,24 @@ from torch import Tensor
 
 from explainode.errors import UserError
 from explainode.metrics.agreement import mean_ranks
-from explainode.metrics.statistics import holm, paired_sign_flips
+from explainode.metrics.means import ROUNDING, mean_tests, sign_tests
+from explainode.metrics.statistics import holm
 
 LEVEL = 0.05
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """How k explainers rank on the n images that all of them have a value for; rank 1 is the best.
+    """How k explainers rank on n images; rank 1 is the best.
 
     Attributes:
         names: in the order of their mean rank, best first.
         mean_rank: (k,); the k of one image share k (k + 1) / 2, so the mean of all is (k + 1) / 2.
-        mean_value: (k,) over the same images.
+        mean_value: (k,) over the images that an explainer has a value for.
         friedman, p: Friedman's statistic and the p-value of "all explainers rank alike".
         critical_difference: of two mean ranks, Nemenyi's at the 5 % level.
-        adjusted: (k, k) p-values of the paired sign-flip tests between all pairs, after Holm's correction over them; NaN on the diagonal.
+        adjusted: (k, k) p-values of "both have the same mean rank" for all pairs, after Holm's correction over them; NaN on the diagonal.
+        failed: (k,) images that an explainer has no value for although others have: it ranks last there.
     """
 
     names: tuple[str, ...]
@@ -39,13 +41,14 @@ class Ranks:
     critical_difference: float
     adjusted: np.ndarray
     higher_is_better: bool
+    failed: np.ndarray
 
     def order(self, a: str, b: str) -> int:
-        """1 if a is better than b on these images beyond chance, -1 if b is, 0 if they are not told apart."""
+        """1 if a ranks before b beyond chance, -1 if b does, 0 if they are not told apart."""
         i, j = self.names.index(a), self.names.index(b)
         if not self.adjusted[i, j] < LEVEL:
             return 0
-        return 1 if (self.mean_value[i] > self.mean_value[j]) == self.higher_is_better else -1
+        return 1 if self.mean_rank[i] < self.mean_rank[j] else -1
 
     @property
     def cliques(self) -> list[tuple[int, int]]:
@@ -61,57 +64,74 @@ class Ranks:
         return runs
 
 
-def rank_explainers(values: Mapping[str, Mapping[int, float]], higher_is_better: bool, seed: int = 0) -> Ranks:
+def rank_explainers(
+    values: Mapping[str, Mapping[int, float]], higher_is_better: bool, rounding: float = ROUNDING
+) -> Ranks:
     """{explainer: {sample id: value}} -> how the explainers rank, with images as blocks.
 
-    Which of them are told apart is decided by paired sign-flip tests of the values, as everywhere here. The critical difference of mean
-    ranks is given beside them because readers know it: whether it separates two explainers also depends on which others were ranked with them.
+    What is ranked is what is tested: the mean difference between two explainers' ranks, which one very bad image cannot decide. Values that differ by
+    less than `rounding` share a place. On images where an explainer has no value, it ranks last: a method must not lead because it gave up where it is bad.
+    Like the critical difference, which is given because readers know it, a mean rank depends on which others were ranked.
 
     Raises:
-        UserError: for fewer than two explainers, or fewer than two images that all of them have a value for.
+        UserError: for fewer than two explainers, or fewer than two images that two of them have a value for.
 
-    Source: Friedman 1937; Nemenyi 1963; for machine learning Demšar 2006. We decide by pairwise tests, as Benavoli et al. 2016 advise.
+    Source: Friedman 1937; Nemenyi 1963; for machine learning Demšar 2006. We decide by tests of pairs with the pairs' own spread, as Benavoli et al.
+    2016 advise, where Nemenyi takes one spread for all.
     """
     names = tuple(values)
     if len(names) < 2:
         raise UserError(f"ranks need two explainers or more, got {len(names)}")
     table = _blocks(values)
     if len(table) < 2:
-        raise UserError(f"ranks need two images or more that {', '.join(names)} all have a value for, got {len(table)}")
-    ranks = image_ranks(table, higher_is_better)
+        raise UserError(
+            f"ranks need two images or more that {', '.join(names)} have values for, two of them at least, got {len(table)}"
+        )
+    ranks = image_ranks(table, higher_is_better, rounding)
     statistic, p = friedman_test(ranks)
     order = np.argsort(ranks.mean(0), kind="stable")
     first, second = np.triu_indices(len(names), 1)
     adjusted = np.full((len(names), len(names)), np.nan)
-    adjusted[first, second] = adjusted[second, first] = holm(
-        paired_sign_flips(table[:, first] - table[:, second], seed=seed)
-    )
+    apart = ranks[:, first] - ranks[:, second]
+    p_pairs = mean_tests(apart).p
+    p_pairs = np.where(np.isnan(p_pairs), sign_tests(apart), p_pairs)  # always the same number of places, or few images
+    adjusted[first, second] = adjusted[second, first] = holm(p_pairs)
     return Ranks(
         names=tuple(names[i] for i in order),
         mean_rank=ranks.mean(0)[order],
-        mean_value=table.mean(0)[order],
+        mean_value=np.nanmean(table, axis=0)[order],
         n=len(table),
         friedman=statistic,
         p=p,
         critical_difference=critical_difference(len(names), len(table)),
         adjusted=adjusted[np.ix_(order, order)],
         higher_is_better=higher_is_better,
+        failed=np.isnan(table).sum(0)[order],
     )
 
 
 def _blocks(values: Mapping[str, Mapping[int, float]]) -> np.ndarray:
-    """(n, k) values of the images that all explainers have, NaN being no value."""
-    columns = list(values.values())
-    common = sorted(set(columns[0]).intersection(*columns[1:]))
-    table = np.array([[column[i] for column in columns] for i in common], dtype=np.float64).reshape(
-        len(common), len(columns)
-    )
-    return table[~np.isnan(table).any(1)]
+    """(n, k) values of the images that two explainers or more have a value for; NaN where one has none."""
+    ids = sorted(set().union(*values.values()))
+    table = np.array([[column.get(i, np.nan) for column in values.values()] for i in ids], dtype=np.float64)
+    table = table.reshape(len(ids), len(values))
+    return table[(~np.isnan(table)).sum(1) > 1]
 
 
-def image_ranks(table: np.ndarray, higher_is_better: bool) -> np.ndarray:
-    """(n, k) values -> (n, k) ranks within each image, 1 for the best, equal values at the mean of their places."""
-    return mean_ranks(torch.from_numpy(-table if higher_is_better else table)).numpy()
+def image_ranks(table: np.ndarray, higher_is_better: bool, rounding: float = 0.0) -> np.ndarray:
+    """(n, k) values -> (n, k) ranks within each image, 1 for the best, equal values at the mean of their places, NaN last.
+
+    Values are equal if each differs from its neighbor in order by `rounding` at most.
+    """
+    worst_last = np.where(np.isnan(table), np.inf, -table if higher_is_better else table)
+    order = np.argsort(worst_last, axis=1, kind="stable")
+    ordered = np.take_along_axis(worst_last, order, axis=1)
+    with np.errstate(invalid="ignore"):  # infinity less infinity: both failed
+        apart = np.diff(ordered, axis=1) > rounding
+    level = np.concatenate((np.zeros((len(table), 1)), apart.cumsum(1)), axis=1)
+    places = np.empty_like(level)
+    np.put_along_axis(places, order, level, axis=1)
+    return mean_ranks(torch.from_numpy(places)).numpy()
 
 
 def friedman_test(ranks: np.ndarray) -> tuple[float, float]:

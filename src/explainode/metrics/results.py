@@ -30,7 +30,7 @@ CONTROLS = {
 
 @dataclass(frozen=True)
 class Row:
-    """One line of metrics.csv: a metric of one explainer on one model, with its 95 % bootstrap interval.
+    """One line of metrics.csv: a metric of one explainer on one model, with its 95 % interval (NaN where the images are too few).
 
     `explainer` is empty for metrics of the model itself (accuracy). `n` images count, `excluded` were NaN or did not apply.
     `higher_is_better` is None for neutral facts. `protocol` is the metric's short protocol and its hash. `role` is the metric's, one of `ROLES`;
@@ -106,6 +106,7 @@ class Results:
     Attributes:
         per_image: value of each image, {(model, explainer, metric): {sample id: value}}; only metrics that are means over images.
         curves: {(model, explainer, metric): Curve}.
+        recipes: {model: how it was trained, but for the seed}, where that is known; networks with the same are compared as one.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -113,6 +114,7 @@ class Results:
     curves: dict[Key, Curve] = field(default_factory=dict)
     maps: list[Maps] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    recipes: dict[str, str] = field(default_factory=dict)
 
     @property
     def controls(self) -> dict[str, str]:
@@ -132,3 +134,4 @@ class Results:
         self.curves |= other.curves
         self.maps += other.maps
         self.warnings += other.warnings
+        self.recipes |= other.recipes

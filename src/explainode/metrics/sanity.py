@@ -32,6 +32,12 @@ def likeness(explanation: Explanation, other: Tensor, similarity: str, reduction
     return torch.where(says_something, alike, 0).masked_fill(~usable(explanation, reduction), torch.nan)
 
 
+def with_magnitude(explanation: Explanation, other: Tensor, similarity: str, reduction: str) -> Tensor:
+    """(B, 2) the likeness of the maps, and of their magnitudes: the absolute values of the channels summed."""
+    kinds = (reduction, "abs_sum")
+    return torch.stack([likeness(explanation, other, similarity, kind) for kind in kinds], 1)
+
+
 def layers_from_the_top(model: nn.Module) -> list[str]:
     """Names of the modules that hold parameters of their own, the last registered first."""
     names = [
@@ -57,7 +63,8 @@ class ParameterRandomization(ExplanationMetric):
     """Likeness of the map to the one of a network with random parameters: lower, the map depends on what was learned.
 
     Results: the headline is the mean over the stages; `end` the last stage alone: all parameters random (cascading), or those of the
-    lowest layers (independent).
+    lowest layers (independent); `magnitude`, as the headline, of the maps' magnitudes; `absolute`, the mean of the likeness without its sign.
+    A map whose sign is random and whose places are not has a headline near 0 and a `magnitude` near 1: it does not depend on what was learned.
     Curve: likeness against the share of layers that are random (cascading) or that lie above the random ones (independent).
 
     Args:
@@ -67,14 +74,14 @@ class ParameterRandomization(ExplanationMetric):
         reduction: of the channels: "sum" keeps the sign, "abs_sum" compares magnitudes.
 
     Shapes:
-        compute(): two scalars. Costs `stages` explanations per image.
+        compute(): four scalars. Costs `stages` explanations per image.
 
     Source: Adebayo et al. 2018 (both modes; Spearman and SSIM). They initialize layers anew; We draw each parameter with the mean
     and deviation that training gave it and keep the statistics of batch norm, so that activations neither die nor explode. Layers are in
     order of registration. Draws are keyed by seed and parameter, the same for all explainers, batches and ranks.
     """
 
-    columns = ("", "end")
+    columns = ("", "end", "magnitude", "absolute")
     higher_is_better = False
     role = "sanity"
     kind = "parameter_randomization"
@@ -98,11 +105,14 @@ class ParameterRandomization(ExplanationMetric):
         return np.arange(first, first + self.stages) / self.stages, where, f"{self.similarity} with the true map"
 
     def curves(self, explanation: Explanation) -> Tensor:
+        return self._stages(explanation)[..., 0]
+
+    def _stages(self, explanation: Explanation) -> Tensor:
         key = ("randomized", self.mode, self.stages, self.similarity, self.reduction)
         return explanation.memo(key, lambda: self._likeness(explanation))
 
     def _likeness(self, explanation: Explanation) -> Tensor:
-        """(B, stages)."""
+        """(B, stages, 2) of the maps, and of their magnitudes."""
         layers = layers_from_the_top(explanation.model)
         if not layers:
             raise UserError(
@@ -119,16 +129,14 @@ class ParameterRandomization(ExplanationMetric):
                 if self.mode == "independent":
                     network.load_state_dict(explanation.model.state_dict())
                 randomize(network, layers[low : max(high, low + 1)], explanation.seed)
-                found.append(
-                    likeness(
-                        explanation, explanation.explain(explanation.x, model=network), self.similarity, self.reduction
-                    )
-                )
+                other = explanation.explain(explanation.x, model=network)
+                found.append(with_magnitude(explanation, other, self.similarity, self.reduction))
         return torch.stack(found, 1)
 
     def measure(self, explanation: Explanation) -> Tensor:
-        curves = self.curves(explanation)
-        return torch.stack((curves.mean(1), curves[:, -1]), 1)
+        stages = self._stages(explanation)
+        signed, magnitude = stages.unbind(2)
+        return torch.stack((signed.mean(1), signed[:, -1], magnitude.mean(1), signed.abs().mean(1)), 1)
 
     def settings(self) -> tuple[str, ...]:
         return self.mode, f"{self.stages}stages", self.similarity, self.reduction
@@ -180,6 +188,8 @@ class DataRandomization(ExplanationMetric):
 class ClassSensitivity(ExplanationMetric):
     """Likeness of the map to the one of another class of the same image: lower, the map speaks of its class.
 
+    Results: the headline; `magnitude`, of the maps' magnitudes; `absolute`, the likeness without its sign.
+
     Args:
         other: "least" (the class with the smallest logit) or "random" (any other, keyed by the sample).
         similarity: a name in `agreement.MEASURES`.
@@ -187,11 +197,12 @@ class ClassSensitivity(ExplanationMetric):
             logit the negative of nearly the same map: -1 with the sign, though the map says nothing of the class, and 1 without it.
 
     Shapes:
-        compute(): (). Costs one explanation per image. A method that does not look at the class gets 1.
+        compute(): three scalars. Costs one explanation per image. A method that does not look at the class gets 1.
 
     Source: Li et al. 2020 (least likely class); Sixt et al. 2020 (random logit, SSIM), in Quantus `RandomLogit`.
     """
 
+    columns = ("", "magnitude", "absolute")
     higher_is_better = False
     role = "sanity"
     kind = "class_sensitivity"
@@ -218,7 +229,8 @@ class ClassSensitivity(ExplanationMetric):
 
     def measure(self, explanation: Explanation) -> Tensor:
         other = explanation.explain(explanation.x, target=self.classes(explanation))
-        return likeness(explanation, other, self.similarity, self.reduction)[:, None]
+        signed, magnitude = with_magnitude(explanation, other, self.similarity, self.reduction).unbind(1)
+        return torch.stack((signed, magnitude, signed.abs()), 1)
 
     def settings(self) -> tuple[str, ...]:
         return self.other, self.similarity, self.reduction

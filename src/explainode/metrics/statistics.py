@@ -1,4 +1,4 @@
-"""What chance alone would do: bootstrap over images, paired sign-flip tests, and Holm's correction."""
+"""What chance alone would do: paired comparisons, Holm's correction, the bootstrap over images, and agreement of rankings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from functools import lru_cache
 import numpy as np
 
 from explainode.errors import UserError
+from explainode.metrics.means import ROUNDING, check_level, mean_interval, mean_tests
 from explainode.randomness import chain
+
+bootstrap_interval = mean_interval  # the name of earlier versions, whose percentile intervals were too short
 
 _CACHED = (
     100_000_000  # counts kept for the next metric of the same images (one byte each): 10,000 resamples of 10,000 images
@@ -67,26 +70,13 @@ def bootstrap_means(values: np.ndarray, resamples: int = 10_000, seed: int = 0) 
 
 def percentile_interval(drawn: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
     """(R, k) resampled values -> their central interval, two (k,) arrays; NaN where nothing was drawn."""
-    if not 0 < level < 1:
-        raise UserError(f"level must lie between 0 and 1, got {level}; 0.95 is usual")
+    check_level(level)
     low, high = np.full(drawn.shape[1], np.nan), np.full(drawn.shape[1], np.nan)
     for k, column in enumerate(drawn.T):
         numbers = column[~np.isnan(column)]
         if len(numbers):
             low[k], high[k] = np.quantile(numbers, ((1 - level) / 2, (1 + level) / 2))
     return low, high
-
-
-def bootstrap_interval(
-    values: Sequence[float] | np.ndarray, resamples: int = 10_000, level: float = 0.95, seed: int = 0
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of (n,) values over images (Efron 1979); NaN, NaN for fewer than two values."""
-    column = np.asarray(values, dtype=np.float64)
-    column = column[~np.isnan(column)]
-    if len(column) < 2:
-        return float("nan"), float("nan")
-    low, high = percentile_interval(bootstrap_means(column[:, None], resamples, seed), level)
-    return float(low[0]), float(high[0])
 
 
 def paired_sign_flip(difference: Sequence[float] | np.ndarray, resamples: int = 10_000, seed: int = 0) -> float:
@@ -152,10 +142,10 @@ def holm(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class PairedComparison:
-    """mean(a - b) over the n images that both have, its bootstrap interval, and the sign-flip p-value.
+    """mean(a - b) over the n images that both have, its interval, and the p-values of `means.mean_tests`.
 
     `effect` is the mean over the standard deviation of the differences (Cohen's d_z): large n makes any difference significant, not large.
-    NaN for fewer than two images, or differences that are all the same.
+    NaN for fewer than two images, or differences that are all the same. `error` is the standard error of the mean.
     """
 
     difference: float
@@ -164,10 +154,16 @@ class PairedComparison:
     p: float
     n: int
     effect: float
+    p_equivalent: float
+    error: float
 
 
 def paired_comparison(
-    a: Mapping[int, float], b: Mapping[int, float], resamples: int = 10_000, level: float = 0.95, seed: int = 0
+    a: Mapping[int, float],
+    b: Mapping[int, float],
+    level: float = 0.95,
+    margin: float = float("nan"),
+    rounding: float = ROUNDING,
 ) -> PairedComparison:
     """Compare two results image by image ({sample id: value} each); images that only one has, or NaN, do not count.
 
@@ -179,10 +175,13 @@ def paired_comparison(
     d = d[~np.isnan(d)]
     if not len(d):
         raise UserError("the two results have no image in common; evaluate both on the same images")
-    low, high = bootstrap_interval(d, resamples, level, seed)
+    found = mean_tests(d[:, None], margin, level, rounding)
+    low, high, p, equivalent, error = (
+        float(column[0]) for column in (found.low, found.high, found.p, found.p_equivalent, found.error)
+    )
     spread = float(d.std(ddof=1)) if len(d) > 1 else 0.0
     effect = float(d.mean()) / spread if spread > 1e-12 * float(np.abs(d).max()) else float("nan")
-    return PairedComparison(float(d.mean()), low, high, paired_sign_flip(d, resamples, seed), len(d), effect)
+    return PairedComparison(float(d.mean()), low, high, p, len(d), effect, equivalent, error)
 
 
 def kendall_tau(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray) -> float:

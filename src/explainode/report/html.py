@@ -57,7 +57,11 @@ def render(
         (
             "verdict",
             "Verdict",
-            join(_verdict(verdict.models, verdict.controls), model_tiles(results), glance(results, verdict)),
+            join(
+                _verdict([*verdict.models, *verdict.scope], verdict.controls),
+                model_tiles(results),
+                glance(results, verdict),
+            ),
         ),
         ("warnings", "Warnings", _warnings(warnings)),
         ("numbers", "Numbers", metrics_section(results, verdict)),

@@ -27,9 +27,9 @@ from explainode.wording import arrow, correlation, enumerate_words, interval, nu
 
 FEW_MODELS = 3  # that stand open
 RANKS_NOTE = (
-    "Rank 1 is the best explainer on an image; the axis shows its mean rank over the images that all have a value for, controls in italics. "
-    "A bar joins neighbors of which no two are told apart: paired sign-flip tests of the values, Holm’s correction over all pairs, 5 % level. "
-    "Nemenyi’s critical difference is drawn to scale for comparison; unlike the tests it depends on what else was ranked."
+    "Rank 1 is the best explainer on an image, and who has no value there is last; the axis shows mean ranks over the images, controls in italics. "
+    "A bar joins neighbors of which no two are told apart: chance alone would make one such difference among all pairs in one of twenty studies. "
+    "Nemenyi’s critical difference, drawn to scale for comparison, takes one spread for all pairs; the tests take each pair’s own."
 )
 AGREEMENT_NOTE = (
     "Kendall’s τ between the orders in which two metrics put the explainers, each in its own direction, controls left out: "
@@ -66,7 +66,11 @@ def _ranks_of(found: Standing) -> Markup:
 
 def _diagram(found: Standing, metric: str, ranks: Ranks) -> Markup:
     title = f"{metric} {arrow(ranks.higher_is_better)}"
-    about = f"Friedman {p_phrase(ranks.p)}, n = {ranks.n}" if not math.isnan(ranks.p) else f"all tied, n = {ranks.n}"
+    about = (
+        f"chance of so unequal ranks if all were alike (Friedman’s test): {p_phrase(ranks.p)}, n = {ranks.n}"
+        if not math.isnan(ranks.p)
+        else f"all tied, n = {ranks.n}"
+    )
     head = tag("figcaption", tag("b", title), f" · {about}")
     return tag(
         "figure",
@@ -149,7 +153,8 @@ def prior_section(results: Results, models: Sequence[str]) -> Markup:
     signs = {
         "better": "ahead",
         "worse": "behind",
-        "undecided": "undecided at 5 % after Holm’s correction within the metric",
+        "equivalent": "equivalent: the difference is surely smaller than is of interest",
+        "undecided": "undecided: chance alone could make it, one time in twenty among all of a metric",
     }
     legend = [join(tag("span", SIGNS[key], class_=f"sign {key}"), f" {word}  ") for key, word in signs.items()]
     note = "The centre prior is one bump in the middle of every picture; it has never seen the network. "
@@ -165,20 +170,22 @@ def _prior_sentence(comparisons: Sequence[Comparison]) -> str:
     never = [e for e, found in outcomes.items() if "better" not in found]
     always = [e for e, found in outcomes.items() if set(found) == {"better"}]
     if len(never) == len(outcomes):
-        return f"No explainer is ahead of the centre prior on any of {total}."
+        return f"No explainer was seen ahead of the centre prior on any of {total}."
     said = [
         f"Ahead of the centre prior on all of {total}: {enumerate_words(always)}."
         if always
-        else f"No explainer is ahead of the centre prior on all of {total}."
+        else f"No explainer was seen ahead of the centre prior on all of {total}."
     ]
-    said.append(f"On none: {enumerate_words(never)}." if never else "Every explainer is ahead on at least one.")
+    said.append(
+        f"Not seen ahead on any: {enumerate_words(never)}." if never else "Every explainer is ahead on at least one."
+    )
     return " ".join(said)
 
 
 def _prior_table(comparisons: Sequence[Comparison], model: str) -> Markup:
     metrics, explainers = (list(dict.fromkeys(getattr(c, name) for c in comparisons)) for name in ("metric", "subject"))
     found = {(c.metric, c.subject): c for c in comparisons}
-    words = {"better": "ahead", "worse": "behind", "undecided": "undecided"}
+    words = {"better": "ahead", "worse": "behind", "equivalent": "equivalent", "undecided": "undecided"}
 
     def cell(metric: str, explainer: str) -> Markup:
         c = found.get((metric, explainer))

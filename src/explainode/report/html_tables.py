@@ -15,7 +15,7 @@ from explainode.wording import arrow, interval, number, p_phrase, percent, signe
 
 OPEN_LINES = 60  # of the table of headlines; what is beyond is folded away
 OPEN_CELLS = 120  # of all glances: above, those beyond the first are folded away
-SIGNS = {"better": "▲", "worse": "▼", "undecided": "○"}
+SIGNS = {"better": "▲", "worse": "▼", "equivalent": "≈", "undecided": "○"}
 DIRECTION = {True: "higher is better", False: "lower is better", None: "neither is better"}
 
 
@@ -93,7 +93,12 @@ def glance(results: Results, verdict: Verdict) -> Markup:
 
 
 def _legend() -> Markup:
-    words = {"better": "better", "worse": "worse", "undecided": "undecided at 5 % after Holm’s correction"}
+    words = {
+        "better": "better",
+        "worse": "worse",
+        "equivalent": "equivalent: the difference is surely smaller than is of interest, a fifth of how much images differ",
+        "undecided": "undecided: chance alone could make the difference, one time in twenty among all of these",
+    }
     return join([join(tag("span", SIGNS[key], class_=f"sign {key}"), f" {word}  ") for key, word in words.items()])
 
 
@@ -131,7 +136,7 @@ def metrics_section(results: Results, verdict: Verdict) -> Markup:
     if other:
         summary = tag("summary", f"{len(other)} further result{'s' * (len(other) > 1)}")
         parts.append(
-            tag("details", summary, _table(other, models, "Further results; Holm’s correction holds among them"))
+            tag("details", summary, _table(other, models, "Further results; they are corrected among themselves"))
         )
     return join(parts)
 
@@ -146,7 +151,7 @@ def _table(lines: dict[str, list[Line]], models: Sequence[str], title: str) -> M
     others = models[1:]
     best = "the best model of a line" if others else "the best explainer"
     how = [
-        f"{title}: mean over images and its 95 % bootstrap interval. ",
+        f"{title}: mean over images and its 95 % interval, none where the images are too few. ",
         tag("b", tag("u", "Bold and underlined")),
         f": {best}",
     ]
@@ -205,11 +210,12 @@ def _value(line: Line, model: str) -> Markup:
 def _difference(test: Comparison | None) -> Markup:
     if test is None:
         return Markup("")
-    effect = (
-        ""
-        if math.isnan(test.effect)
-        else f"effect size {number(test.effect)} standard deviations of the images’ differences"
-    )
+    about = [] if math.isnan(test.effect) else [f"{number(test.effect)} standard deviations of the images’ differences"]
+    if test.outcome == "equivalent":
+        about.append(f"within ±{number(test.margin)}")
+    if test.outcome == "undecided" and math.isfinite(test.detectable):
+        about.append(f"{number(test.detectable)} would be found four times in five")
+    effect = "; ".join(about)
     sign = tag("span", f"{SIGNS[test.outcome]} {test.outcome}", class_=f"sign {test.outcome}", title=effect or None)
     difference, ends = signed(test.difference, test.low, test.high)
     return join(

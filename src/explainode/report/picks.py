@@ -67,7 +67,7 @@ def choose_images(results: Results, board: Board, each: int = EACH) -> list[Grou
 def unfaithfulness(results: Results) -> tuple[str | None, dict[int, float]]:
     """The metric that ranks images, and how bad each measured image's explanations are: averaged over explainers (controls aside) and models."""
     rows = {key: row for key, row in final_rows(results).items() if key in results.per_image}
-    metric = first_by_role(JUDGES, rows.values())
+    metric = first_by_role(JUDGES, list(rows.values()))
     if metric is None:
         return None, {}
     values: dict[int, list[float]] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 
 import numpy as np
@@ -105,22 +105,22 @@ def standing_sentence(found: Standing) -> str:
         )
     metric, ranks = next(iter(found.ranks.items()))
     group = leaders(ranks)
+    sure = f"chance of so unequal ranks if all were alike: {p_phrase(ranks.p)}; n = {ranks.n} images"
     if not ranks.p < LEVEL:
-        sentences.append(
-            f"By {metric} no explainer ranks differently from another beyond chance (Friedman {p_phrase(ranks.p)}, n = {ranks.n})."
-        )
+        sentences.append(f"By {metric} no explainer ranks differently from another beyond chance ({sure}).")
     elif len(group) == len(ranks.names):
-        sentences.append(
-            f"By {metric} {group[0]} has the best mean rank, but no other is told apart from it (Friedman {p_phrase(ranks.p)}, n = {ranks.n})."
-        )
+        sentences.append(f"By {metric} {group[0]} has the best mean rank, but no other is told apart from it ({sure}).")
     else:
         alike = enumerate_words(group[1:])
         tail = (
             f"; {alike} {'is' if len(group) == 2 else 'are'} not told apart from it"
             if alike
-            else ", ahead of every other"
+            else ", before every other"
         )
-        sentences.append(f"By {metric} {group[0]} leads{tail} (Friedman {p_phrase(ranks.p)}, n = {ranks.n}).")
+        sentences.append(f"By {metric} {group[0]} ranks best{tail} ({sure}).")
+    failed = [f"{e} on {count}" for e, count in zip(ranks.names, ranks.failed, strict=True) if count]
+    if failed:
+        sentences.append(f"Images without a value count as last place: {enumerate_words(failed)} of {ranks.n}.")
     return " ".join(sentences)
 
 
@@ -176,16 +176,13 @@ def _turned(found: Standing, a: str, b: str) -> tuple[int, int, tuple[str, str] 
 
 def _without(ranks: Ranks, controls: Container[str]) -> Ranks:
     keep = [i for i, e in enumerate(ranks.names) if e not in controls]
-    return Ranks(
-        tuple(ranks.names[i] for i in keep),
-        ranks.mean_rank[keep],
-        ranks.mean_value[keep],
-        ranks.n,
-        ranks.friedman,
-        ranks.p,
-        ranks.critical_difference,
-        ranks.adjusted[np.ix_(keep, keep)],
-        ranks.higher_is_better,
+    return replace(
+        ranks,
+        names=tuple(ranks.names[i] for i in keep),
+        mean_rank=ranks.mean_rank[keep],
+        mean_value=ranks.mean_value[keep],
+        adjusted=ranks.adjusted[np.ix_(keep, keep)],
+        failed=ranks.failed[keep],
     )
 
 

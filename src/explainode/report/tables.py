@@ -128,7 +128,7 @@ def print_results(results: Results, console: Console, everything: bool = False) 
         table.add_column(Text(model), justify="right", overflow="fold")
     table.add_column("n", justify="right")
     for model in models[1:]:
-        table.add_column(Text(f"p {model}" if len(models) > 2 else "p (Holm)"), justify="right", overflow="fold")
+        table.add_column(Text(f"p {model}" if len(models) > 2 else "p, corrected"), justify="right", overflow="fold")
     last = ""
     for line in lines:
         if last and line.metric != last:
@@ -178,7 +178,7 @@ def _test(line: Line, model: str) -> str:
 def results_to_markdown(results: Results) -> str:
     """All last measurements as one Markdown table; the best of a line in bold."""
     models = model_names(results)
-    head = ["metric", "explainer", *models, "n", *(f"p (Holm) {model}" for model in models[1:])]
+    head = ["metric", "explainer", *models, "n", *(f"p, corrected, {model}" for model in models[1:])]
     lines = [head, ["---", "---", *["---:"] * len(models), "---:", *["---:"] * (len(models) - 1)]]
     for metric, of_metric in table_lines(results).items():
         for line in of_metric:
@@ -210,7 +210,12 @@ def results_to_json(results: Results) -> str:
 
     verdict = judge(results)
     content = {
-        "verdict": {"models": verdict.models, "controls": verdict.controls, "cautions": verdict.cautions},
+        "verdict": {
+            "models": verdict.models,
+            "scope": verdict.scope,
+            "controls": verdict.controls,
+            "cautions": verdict.cautions,
+        },
         "rows": [asdict(row) for row in results.rows],
         "comparisons": [asdict(c) | {"outcome": c.outcome} for c in verdict.comparisons],
         "warnings": results.warnings,

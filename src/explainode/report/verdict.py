@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from explainode.metrics.means import FEWEST
 from explainode.metrics.results import Results
 from explainode.report.comparisons import (
     Comparison,
     compare_accuracy,
     compare_controls,
-    compare_headline,
+    compare_headlines,
     compare_models,
     final_rows,
     headline_metric,
@@ -18,10 +19,16 @@ from explainode.report.comparisons import (
     model_names,
 )
 from explainode.report.front import ACCURACY_GAP
+from explainode.report.recipes import RecipeComparison, compare_recipes, recipes, spread_sentence
 from explainode.runs.merge import is_chosen
 from explainode.wording import enumerate_words, interval, number, p_phrase, percent, signed
 
 FEW_IMAGES = 20
+MARKS = ("better", "worse", "equivalent", "undecided")
+ONE_TRAINING = (
+    "What is said of a network is said of this one, trained once: another seed can turn it round. "
+    "Recipes are compared by at least four seeds of each (explainode compare)."
+)
 FLOOR_SHARE = 0.5  # of the fresh-noise sensitivity: above it, mostly the noise was measured
 
 
@@ -30,21 +37,27 @@ class Verdict:
     """What a report says first.
 
     Attributes:
-        models: one sentence per pair of models; controls: one sentence per model on what its explainers are worth.
+        models: one sentence per pair of models, or of recipes where some have several seeds; scope: of which networks those hold.
+        controls: one sentence per model on what its explainers are worth.
         cautions: what the reader must know before believing either.
         comparisons: the paired tests between models behind it; against_controls: those between explainers and controls, by model.
+        recipes: the tests between recipes, seeds being the units.
     """
 
     models: list[str] = field(default_factory=list)
+    scope: list[str] = field(default_factory=list)
     controls: list[str] = field(default_factory=list)
     cautions: list[str] = field(default_factory=list)
     comparisons: list[Comparison] = field(default_factory=list)
     against_controls: dict[str, list[Comparison]] = field(default_factory=dict)
+    recipes: list[RecipeComparison] = field(default_factory=list)
 
     @property
     def text(self) -> str:
         """All sentences: findings first, then the cautions."""
-        return "\n".join([*self.models, *self.controls, *(f"Caution: {caution}" for caution in self.cautions)])
+        return "\n".join(
+            [*self.models, *self.scope, *self.controls, *(f"Caution: {caution}" for caution in self.cautions)]
+        )
 
 
 def verdict(results: Results) -> str:
@@ -63,9 +76,16 @@ def judge(results: Results) -> Verdict:
         found.models = ["Nothing was measured yet."]
         return found
     metric = headline_metric(results)
-    for subject in models[1:]:
-        found.models.append(_pair_sentence(results, found.comparisons, subject, models[0], metric))
+    seeded = recipes(results)
+    headlines = {} if metric is None or seeded else compare_headlines(results, metric)
+    if seeded:
+        found.recipes = compare_recipes(results)
+        found.models = [c.sentence for c in found.recipes] or [spread_sentence(results)]
+    for subject in [] if seeded else models[1:]:
+        found.models.append(_pair_sentence(results, found.comparisons, subject, models[0], headlines))
         found.cautions += _pair_cautions(results, subject, models[0])
+    if headlines:
+        found.scope = [ONE_TRAINING]
     found.controls = [
         sentence for model in models if (sentence := _control_sentence(results, model, found.against_controls[model]))
     ]
@@ -74,32 +94,71 @@ def judge(results: Results) -> Verdict:
     found.cautions += _floor_cautions(results)
     counts = [row.n for row in final_rows(results).values() if row.explainer and row.n]
     if counts and min(counts) < FEW_IMAGES:
-        exact = " (with 5 images or fewer no paired test can reach p < 0.05)" if min(counts) <= 5 else ""
-        found.cautions.append(f"Only {min(counts)} images were measured: intervals are wide and rough{exact}.")
+        found.cautions.append(_few_images(min(counts), found))
     return found
 
 
+def _few_images(n: int, found: Verdict) -> str:
+    """What so few images cannot do."""
+    said = f"Only {n} images were measured"
+    if n < FEWEST:
+        return f"{said}: fewer than {FEWEST} give no interval and decide nothing but how often hits are gained or lost."
+    made = [found.comparisons, *found.against_controls.values()]
+    family = max((c.family for comparisons in made for c in comparisons), default=1)
+    least = min(1.0, family * 2.0 ** (1 - n))
+    if least >= 0.05:
+        return f"{said}: too few to decide {family} comparisons at once, which no difference could pass ({p_phrase(least)} at best)."
+    return f"{said}: intervals are wide, and only large differences can be seen."
+
+
 def _pair_sentence(
-    results: Results, comparisons: list[Comparison], subject: str, reference: str, metric: str | None
+    results: Results,
+    comparisons: list[Comparison],
+    subject: str,
+    reference: str,
+    headlines: dict[str, tuple[Comparison, int]],
 ) -> str:
     parts = []
-    headline = None if metric is None else compare_headline(results, subject, reference, metric)
-    if headline is not None:
-        found, explainers = headline
+    if subject in headlines:
+        found, explainers = headlines[subject]
         over = f" (mean of {explainers} explainers)" if explainers > 1 else ""
         values = f"{number(found.subject_value)} vs {number(found.reference_value)}"
-        difference, ends = signed(found.difference, found.low, found.high)
-        sure = f", 95 % interval {ends}" if ends else ""
-        proof = f"[difference {difference}{sure}, {p_phrase(found.p)}, n = {found.n}]"
-        if found.outcome == "undecided":
-            parts.append(f"no difference from {reference} beyond chance in {found.metric}{over}, {values} {proof}")
-        else:
-            parts.append(f"{found.outcome} {found.metric} than {reference}{over}, {values} {proof}")
+        claim = {
+            "undecided": f"undecided against {reference} in {found.metric}{over}",
+            "equivalent": f"as good as {reference} in {found.metric}{over}, within ±{number(found.margin)}",
+        }.get(found.outcome, f"this network has {found.outcome} {found.metric} than {reference}{over}")
+        parts.append(f"{claim}, {values} {_proof(found)}")
     accuracy = _accuracies(results, subject, reference)
     if accuracy:
         parts.append(accuracy)
     tally = _tally([c for c in comparisons if c.subject == subject and is_primary(c)])
     return f"{subject}: {', '.join(parts)}; {tally}." if parts else f"{subject} against {reference}: {tally}."
+
+
+def _proof(found: Comparison) -> str:
+    """The difference with its interval, how large it is, how easily chance makes it, and what would have been seen, in brackets."""
+    difference, ends = signed(found.difference, found.low, found.high)
+    said = [f"difference {difference}"]
+    if ends:
+        said.append(f"95 % interval {ends}")
+    if found.outcome in ("better", "worse") and math.isfinite(found.effect):
+        small = ", less than is of interest" if abs(found.difference) < found.margin else ""
+        said.append(f"{number(abs(found.effect))} standard deviations of the images’ differences{small}")
+    said.append(_chance(found))
+    if found.outcome == "undecided" and math.isfinite(found.detectable):
+        said.append(f"{number(found.detectable)} would be found four times in five")
+    said.append(f"n = {found.n} images")
+    if found.missing:
+        said.append(f"{found.missing} more on which one of the two failed, counted as the worst case")
+    return f"[{', '.join(said)}]"
+
+
+def _chance(found: Comparison) -> str:
+    """How probable so large a difference is where there is none, among all that was compared."""
+    if math.isnan(found.adjusted):
+        return f"too few images to test, {FEWEST} are needed"
+    among = f" among {found.family}" if found.family > 1 else ""
+    return f"by chance{among} {p_phrase(found.adjusted)}"
 
 
 def _accuracies(results: Results, subject: str, reference: str) -> str:
@@ -111,18 +170,20 @@ def _accuracies(results: Results, subject: str, reference: str) -> str:
 
 
 def _tally(comparisons: list[Comparison]) -> str:
-    if not comparisons:
+    """How many of the things compared came out how."""
+    things = list({c.thing: c for c in comparisons}.values())
+    if not things:
         return "no paired comparison was possible"
-    counts = {outcome: sum(c.outcome == outcome for c in comparisons) for outcome in ("better", "worse", "undecided")}
-    total = len(comparisons)
-    if counts["undecided"] == total:
+    counts = {mark: sum(c.outcome == mark for c in things) for mark in MARKS}
+    said = enumerate_words([f"{count} {mark}" for mark, count in counts.items() if count])
+    total = len(things)
+    if total == 1:
         return (
-            "the one paired comparison shows no difference beyond chance"
-            if total == 1
-            else (f"none of {total} paired comparisons shows a difference beyond chance (Holm)")
+            f"the one paired comparison is {things[0].outcome}"
+            if counts["undecided"]
+            else f"of 1 paired comparison {said}"
         )
-    said = [f"{count} {outcome}" for outcome, count in counts.items() if count]
-    return f"of {total} paired comparison{'s' * (total > 1)} {', '.join(said)} (Holm)"
+    return f"of {total} paired comparisons {said} (corrected for their number)"
 
 
 def _pair_cautions(results: Results, subject: str, reference: str) -> list[str]:
@@ -182,7 +243,7 @@ def _unshared(results: Results, subject: str, reference: str) -> tuple[int, int]
 
 
 def _control_sentence(results: Results, model: str, comparisons: list[Comparison]) -> str:
-    """Which explainers beat every control, on what, and by how much; empty where there are no controls."""
+    """Which explainers beat every control, on what, and by how much; which do no better, and which are undecided; empty where there are no controls."""
     if not comparisons:
         return ""
     metric = comparisons[0].metric
@@ -190,18 +251,59 @@ def _control_sentence(results: Results, model: str, comparisons: list[Comparison
     value = {c.subject: c.subject_value for c in comparisons} | {c.reference: c.reference_value for c in comparisons}
     explainers = sorted({c.subject for c in comparisons}, key=lambda e: -sign * value[e])
     controls = sorted({c.reference for c in comparisons}, key=lambda e: -sign * value[e])
-    passed = [e for e in explainers if all(c.outcome == "better" for c in comparisons if c.subject == e)]
-    failed = [e for e in explainers if e not in passed]
+    of = {e: [c for c in comparisons if c.subject == e] for e in explainers}
+    passed = [e for e in explainers if all(c.outcome == "better" for c in of[e])]
+    failed = [e for e in explainers if any(c.outcome in ("worse", "equivalent") for c in of[e])]
+    open_ = [e for e in explainers if e not in passed and e not in failed]
     words = "higher is better" if sign > 0 else "lower is better"
-    about = f"{model}, {metric} ({words}, n = {max(c.n for c in comparisons)})"
+    about = f"{model}, {metric} ({words}, n = {max(c.n for c in comparisons)} images)"
     bar = (
         f"{'every control' if len(controls) > 1 else 'the control'} (best: {controls[0]} {number(value[controls[0]])})"
     )
-    if not passed:
-        return f"{about}: no explainer beats {bar} beyond chance; these maps say no more about the network than a map that does not know it."
-    shown = enumerate_words([f"{e} {number(value[e])}" for e in passed])
-    rest = f"; {enumerate_words(failed)} {'does' if len(failed) == 1 else 'do'} not" if failed else ""
-    return f"{about}: {shown} {'beats' if len(passed) == 1 else 'beat'} {bar}{rest}."
+    said = []
+    if passed:
+        shown = enumerate_words([f"{e} {number(value[e])} ({_lead(of[e])})" for e in passed])
+        said.append(f"{shown} {'beats' if len(passed) == 1 else 'beat'} {bar}")
+    else:
+        said.append(f"no explainer was seen to beat {bar}")
+    if failed:
+        shown = enumerate_words([f"{e} ({_why_not(of[e])})" for e in failed])
+        said.append(f"{shown} {'says' if len(failed) == 1 else 'say'} no more here than a map that does not know it")
+    if open_:
+        said.append(
+            f"undecided: {enumerate_words(open_)} ({_too_little([c for e in open_ for c in of[e] if c.outcome == 'undecided'])})"
+        )
+    missing = max(c.missing for c in comparisons)
+    if missing:
+        said.append(f"up to {missing} images on which an explainer failed count as the worst case")
+    return f"{about}: {'; '.join(said)}."
+
+
+def _lead(comparisons: list[Comparison]) -> str:
+    """The smallest of the leads, in the metric's units and in standard deviations, and whether it matters."""
+    least = min(comparisons, key=lambda c: abs(c.difference))
+    small = ", less than is of interest" if abs(least.difference) < least.margin else ""
+    effect = f", {number(abs(least.effect))} sd" if math.isfinite(least.effect) else ""
+    return f"ahead by {number(abs(least.difference))}{effect}{small}"
+
+
+def _why_not(comparisons: list[Comparison]) -> str:
+    """The first control that an explainer does no better than."""
+    found = next((c for c in comparisons if c.outcome == "worse"), None) or next(
+        c for c in comparisons if c.outcome == "equivalent"
+    )
+    if found.outcome == "worse":
+        return f"behind {found.reference}"
+    return f"equivalent to {found.reference} within ±{number(found.margin)}"
+
+
+def _too_little(undecided: list[Comparison]) -> str:
+    """What would have had to be seen."""
+    largest = max((c.detectable for c in undecided if math.isfinite(c.detectable)), default=math.nan)
+    if math.isnan(largest):
+        return "too few images to tell"
+    n, family = max(c.n for c in undecided), undecided[0].family
+    return f"with {n} images and {family} comparison{'s' * (family > 1)} a lead of {number(largest)} would be found four times in five"
 
 
 def _single_sentence(results: Results, model: str, metric: str | None) -> str:

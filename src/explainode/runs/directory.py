@@ -86,7 +86,7 @@ def final(results: Results) -> Results:
 class RunDirectory:
     """The files of one run.
 
-    `config.yaml`, `versions.yaml`, `classes.txt`, `metrics.csv`, `per_image.csv`, `curves.csv`, `warnings.txt` and
+    `config.yaml`, `versions.yaml`, `classes.txt`, `metrics.csv`, `per_image.csv`, `curves.csv`, `warnings.txt`, `recipes.yaml` and
     `explanations/epoch=003__split=S__model=M__explainer=E.npz`; `learned/M__E.pt` where an explainer learned. Nothing is created
     before the first write, and a failed write leaves what was there. The tables only grow; where a resumed run repeats an epoch, the later lines count.
     """
@@ -156,6 +156,11 @@ class RunDirectory:
         )
         self._append("curves.csv", CURVE_COLUMNS, points)
         self.write_warnings(results.warnings)
+        if results.recipes:
+            replace_file(
+                self.path / "recipes.yaml",
+                yaml.safe_dump(_plain(results.recipes), sort_keys=False, allow_unicode=True, width=1000).encode(),
+            )
         self._bring_up_to_date()
         self._append("metrics.csv", ROW_COLUMNS, (_cells(row) for row in results.rows))
 
@@ -207,6 +212,8 @@ class RunDirectory:
             UserError: if a file is damaged, with its name and line.
         """
         results = Results(rows=self.read_rows(), warnings=self.read_warnings())
+        if (self.path / "recipes.yaml").is_file():
+            results.recipes = {str(model): str(recipe) for model, recipe in self._read_yaml("recipes.yaml").items()}
         if at is not None:
             results.rows = [row for row in results.rows if at.get(row.model) == (row.epoch, row.split)]
         last = {row.model: (str(row.epoch), row.split) for row in (final(results) if at is None else results).rows}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -84,6 +85,7 @@ def merge_runs(runs: Sequence[Source | Path]) -> Results:
         data = data or (None if own is None else (source, own))
         _extend(merged, results, source)
     _check_images(merged, sources)
+    merged.recipes = _recipes(sources)
     return merged
 
 
@@ -183,6 +185,46 @@ def _unlike_data(a_source: Source, a: Mapping[str, Any], b_source: Source, b: Ma
     ]
 
 
+TRAINING = ("data", "model", "module", "trainer", "variants")  # the parts of a configuration that make a network
+PLACES = {"root", "num_workers", "pin_memory", "download", "default_root_dir", "enable_progress_bar", "logger"}
+
+
+def _recipes(sources: Sequence[Source]) -> dict[str, str]:
+    """{model: its recipe}, what trained it but for the seed, of runs whose configuration says so; named after the first run that has it."""
+    names: dict[tuple[str, str], str] = {}
+    found: dict[str, str] = {}
+    for source in sources:
+        if not (source.folder / "config.yaml").is_file():
+            continue
+        config = RunDirectory(source.folder).read_config()
+        if "model" not in config:
+            continue
+        facts = json.dumps(_without_seeds({key: config.get(key) for key in TRAINING}), sort_keys=True, default=str)
+        models = list(dict.fromkeys(row.model for row in read_source(source).rows))
+        label = ", ".join(word for word in source.label.split(", ") if not word.startswith("seed=")) or "seed"
+        for model in models:
+            name = label if source.short and len(models) == 1 else f"{label}/{model}"
+            found[_name(source, model, len(models))] = names.setdefault((facts, model), _free_name(name, names))
+    return found
+
+
+def _free_name(name: str, names: Mapping[tuple[str, str], str]) -> str:
+    """The name, or with a number behind it where another recipe has it."""
+    taken = set(names.values())
+    return next(n for n in (name, *(f"{name} ({k})" for k in range(2, len(taken) + 3))) if n not in taken)
+
+
+def _without_seeds(settings: Any) -> Any:
+    """Settings without the numbers that only choose one draw of many, and without where things lie."""
+    if isinstance(settings, Mapping):
+        return {
+            key: _without_seeds(value)
+            for key, value in settings.items()
+            if key not in PLACES and not (key == "seed" and isinstance(value, int))
+        }
+    return [_without_seeds(value) for value in settings] if isinstance(settings, (list, tuple)) else settings
+
+
 def _check_images(merged: Results, sources: Sequence[Source]) -> None:
     """Refuse runs of which two have no image in common.
 
@@ -208,11 +250,10 @@ def _range(ids: set[int]) -> str:
 
 def _extend(merged: Results, results: Results, source: Source) -> None:
     """Adds `results` with the run's label before each model's name, or in its place."""
-    alone = source.short and len({row.model for row in results.rows}) == 1
+    models = len({row.model for row in results.rows})
 
     def name(model: str) -> str:
-        epoch = f"@epoch{source.at[model][0]:03d}" if model in source.at else ""
-        return (source.label if alone else f"{source.label}/{model}") + epoch
+        return _name(source, model, models)
 
     def named(key: Key) -> Key:
         model, explainer, metric = key
@@ -223,6 +264,12 @@ def _extend(merged: Results, results: Results, source: Source) -> None:
     merged.curves |= {named(key): curve for key, curve in results.curves.items()}
     merged.maps += [replace(maps, model=name(maps.model)) for maps in results.maps]
     merged.warnings += [f"{source.label}: {warning}" for warning in results.warnings]
+
+
+def _name(source: Source, model: str, models: int) -> str:
+    """What a model of a run with so many is called among others."""
+    epoch = f"@epoch{source.at[model][0]:03d}" if model in source.at else ""
+    return (source.label if source.short and models == 1 else f"{source.label}/{model}") + epoch
 
 
 # ---- accuracies
