@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from explainode.errors import UserError
-from explainode.jobs.networks import run_config
+from explainode.runs.directory import run_config
 
 HELP = """explainode demo [settings]
 

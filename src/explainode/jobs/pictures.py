@@ -203,6 +203,10 @@ def explain_pictures(
                 shared=shared,
             )
             maps.setdefault(name, []).append(to_maps(record, list(range(len(batch))), subject.name, name, 0))
+            if not torch.isfinite(record.logits).all():
+                raise UserError(
+                    f"{subject.name} answers with NaN or infinite logits, so there is nothing to explain; check its weights and the picture"
+                )
             probabilities = record.logits.softmax(1)
             for row in range(len(batch)):
                 score = scores[first + row]
@@ -210,7 +214,7 @@ def explain_pictures(
                 score["predicted"] = [
                     {
                         "class": int(k),
-                        "name": subject.class_names[int(k)] if subject.class_names else None,
+                        "name": subject.class_names[int(k)] if int(k) < len(subject.class_names or ()) else None,
                         "probability": float(p),
                     }
                     for p, k in zip(top.values, top.indices, strict=True)
