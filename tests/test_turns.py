@@ -212,3 +212,28 @@ def test_a_switch_is_put_back_by_the_last():
 
     in_threads(work)
     assert found == [1] * THREADS and on == [0]
+
+
+@pytest.mark.parametrize(
+    "message", ["DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes", "CUDA out of memory"]
+)
+def test_memory_that_runs_out_halves_the_chunk_and_then_says_so(message):
+    """On a CPU torch tells it as any RuntimeError."""
+    rows = []
+
+    class Greedy(nn.Module):
+        def __init__(self, most):
+            super().__init__()
+            self.most, self.weight = most, nn.Parameter(torch.ones(1))
+
+        def forward(self, x):
+            rows.append(len(x))
+            if len(x) > self.most:
+                raise RuntimeError(message)
+            return x.flatten(1)[:, :3] * self.weight
+
+    x = torch.rand(8, 3, 4, 4)
+    found = explain(explainode.get("explainer/saliency"), Greedy(2), x, 0)
+    assert rows[:3] == [8, 4, 2] and len(found.attribution) == 8
+    with pytest.raises(UserError, match="one picture of 4x4 pixels needs more memory"):
+        explain(explainode.get("explainer/saliency"), Greedy(0), x, 0)

@@ -62,6 +62,12 @@ def automatic_chunk_size(x: Tensor) -> int:
     return max(1, min(256, _PIXELS_PER_PASS // (x.shape[-1] * x.shape[-2])))
 
 
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of a GPU or of the machine, which torch tells as any RuntimeError."""
+    told = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory", "out of memory")
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(words in str(error) for words in told)
+
+
 @dataclass(frozen=True)
 class Conditions:
     """Under what conditions a network is run and explained; the numbers depend on the first two alone.
@@ -131,13 +137,21 @@ class NetworkSession:
             while first < len(x):
                 chunk = slice(first, first + self.limit)
                 ids = self.sample_ids[rows[chunk].to(self.sample_ids.device)]
+                failed = False
                 try:
                     with pass_limit(self.limit), noise_scope(ids, self.conditions.seed, base + path, active=paths > 0):
                         parts.append(compute(x[chunk], rows[chunk]))
-                except torch.OutOfMemoryError:
-                    if self.limit == 1:
+                except (RuntimeError, MemoryError) as error:
+                    if not _is_out_of_memory(error):
                         raise
-                    self.limit = max(1, self.limit // 2)
+                    if len(x[chunk]) == 1:
+                        raise UserError(
+                            f"one picture of {x.shape[-2]}x{x.shape[-1]} pixels needs more memory than there is "
+                            f"({str(error).splitlines()[0]}); take smaller pictures, or a network or method that needs less"
+                        ) from error
+                    failed = True
+                if failed:  # out of the handler: there the exception keeps all that the failed pass had made
+                    self.limit = max(1, min(self.limit, len(x[chunk])) // 2)
                     torch.cuda.empty_cache()
                     continue
                 first += len(x[chunk])

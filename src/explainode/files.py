@@ -7,13 +7,54 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+import socket
 import tempfile
+import time
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 from explainode.errors import UserError
+
+
+def inflates(path: Path) -> str | None:
+    """What is wrong with a zip archive whose members hold more than its file: they would fill the memory; None for one that is as `torch.save` writes it.
+
+    Raises:
+        zipfile.BadZipFile: if its directory is damaged.
+    """
+    with zipfile.ZipFile(path) as archive:
+        held, size = sum(member.file_size for member in archive.infolist()), path.stat().st_size
+    return f"it would unpack to {held} bytes, and has {size}" if held > size else None
+
+
+_HOST = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())
+_STALE = 86400.0  # seconds after which what another machine left is nobody's
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what killed processes left of files that they were writing; a process that is alive, here or elsewhere, keeps its own."""
+    for part in folder.rglob(".*.part"):
+        host, _, pid = part.name.removesuffix(".part").rpartition(".")[0].rpartition("@")
+        try:
+            old = time.time() - part.stat().st_mtime > _STALE
+            if (host.endswith(f".{_HOST}") and not _is_alive(pid)) or old:
+                part.unlink()
+        except FileNotFoundError:  # it took its place just now
+            continue
+
+
+def _is_alive(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, ValueError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 @contextmanager
@@ -27,7 +68,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(
-        dir=path.parent, prefix=f".{path.name[:100]}.", suffix=".part", delete=False
+        dir=path.parent, prefix=f".{path.name[:100]}.{_HOST}@{os.getpid()}.", suffix=".part", delete=False
     ) as file:
         try:
             yield file

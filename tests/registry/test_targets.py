@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+import zipfile
 from importlib import import_module
 
 import pytest
@@ -114,12 +116,17 @@ HOSTILE = {
     "a reference to itself": {"model": MODEL | {"width": "${model.width}"}},
     "a name that leads out": {"variants": {"../../up": {}}},
     "a variant that leads out": {"variant": "../../up"},
+    "null": {"model": None},
+    "a model of nothing": {"model": {"width": 8}},
+    "a width that fills the memory": {"model": MODEL | {"width": 20000}},
+    "a width that is none": {"model": MODEL | {"width": -1}},
+    "a picture that fills the memory": {"image_size": 60000},
+    "a size that is none": {"image_size": "32"},
     "no model": {"model": "text", "variants": [1]},
 }
 
 
-@pytest.mark.parametrize("verb", VERBS)
-@pytest.mark.parametrize("kind", HOSTILE)
+@pytest.mark.parametrize(("kind", "verb"), [(kind, verb) for kind in HOSTILE for verb in VERBS])
 def test_a_run_that_somebody_sent_is_only_read(kind, verb, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("EXPLAINODE_TEST_SECRET", "hush")
@@ -339,3 +346,100 @@ def test_a_saved_run_may_use_an_old_name(tmp_path, monkeypatch):
     run = write_run(tmp_path / "run", model=MODEL | {"_target_": old})
     network = instantiate(foreign_run(run)["model"], "model")
     assert network.image_size == six_block_resnet(width=8, blocks=2).image_size
+
+
+# ---- files of a run that somebody sent
+
+
+def damage(run, kind):
+    (checkpoint,) = run.rglob("*.ckpt")
+    state = torch.load(checkpoint, weights_only=True)["state_dict"]
+    first = next(name for name, tensor in state.items() if tensor.is_floating_point())
+    manifest = checkpoint.parent / "manifest.json"
+    if kind == "NaN":
+        state[first] = state[first] * float("nan")
+    elif kind == "infinite":
+        state[first] = state[first] / 0
+    elif kind == "int8":
+        state[first] = state[first].to(torch.int8)
+    elif kind == "complex":
+        state[first] = state[first].to(torch.complex64)
+    elif kind == "sparse":
+        state[first] = state[first].to_sparse()
+    elif kind == "meta":
+        state[first] = state[first].to("meta")
+    elif kind == "a manifest of other types":
+        manifest.write_text('{"epoch000.ckpt": {"size": "x", "sha256": 3, "saved": []}}')
+    elif kind == "a manifest of a list":
+        manifest.write_text('{"epoch000.ckpt": [1]}')
+    elif kind == "classes that are no text":
+        (run / "classes.txt").write_bytes(b"\xff\xfe\x00caf\xe9\n")
+    elif kind == "a bomb in the configuration":
+        levels = [f"a{n}: &a{n} [{','.join([f'*a{n - 1}' if n else 'x'] * 10)}]" for n in range(9)]
+        (run / "config.yaml").write_text("\n".join([*levels, (run / "config.yaml").read_text()]))
+    elif kind == "a configuration of a thousand levels":
+        (run / "config.yaml").write_text("model: " + "[" * 900 + "]" * 900)
+    elif kind == "a configuration without end":
+        (run / "config.yaml").write_text("model: &a {x: *a}")
+    elif kind == "a bomb in the checkpoint":
+        with (
+            zipfile.ZipFile(checkpoint, "a", zipfile.ZIP_DEFLATED) as archive,
+            archive.open("archive/data/99", "w", force_zip64=True) as member,
+        ):
+            for _ in range(64):
+                member.write(bytes(1 << 20))
+        return
+    torch.save({"state_dict": state}, checkpoint)
+
+
+FILES = (
+    "NaN", "infinite", "int8", "complex", "sparse", "meta", "a manifest of other types", "a manifest of a list", "a bomb in the configuration",
+    "a configuration of a thousand levels", "a configuration without end", "a bomb in the checkpoint",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("kind", FILES)
+def test_what_lies_in_a_run_is_refused_in_a_sentence(kind, verb, tmp_path, monkeypatch, capsys, recwarn):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (20, 20), "teal").save(tmp_path / "picture.png")
+    run = write_run(tmp_path / "run")
+    damage(run, kind)
+    start = time.monotonic()
+    assert main(words(verb, run, tmp_path)) == 2
+    (sentence,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("explainode: ")]
+    assert "fault of ours" not in sentence and len(sentence) < 900
+    assert time.monotonic() - start < 20
+
+
+def test_classes_that_are_no_text_are_refused_in_a_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (20, 20), "teal").save(tmp_path / "picture.png")
+    run = write_run(tmp_path / "run")
+    damage(run, "classes that are no text")
+    assert main(words("explain", run, tmp_path)) == 2
+    assert "classes.txt is damaged" in capsys.readouterr().err
+
+
+def test_names_do_not_steer_the_terminal(tmp_path, monkeypatch, capsys):
+    """Of classes, of pictures, of what the user is told they typed."""
+    monkeypatch.chdir(tmp_path)
+    picture = tmp_path / "a\x1b]0;owned\x07.png"
+    Image.new("RGB", (20, 20), "teal").save(picture)
+    (tmp_path / "b\x1b[2J.png").write_bytes(b"no picture")
+    run = write_run(tmp_path / "run")
+    (run / "classes.txt").write_text("\x1b[31mred\u202e\n" * 8)
+    explain = [word for word in words("explain", run, tmp_path) if not word.endswith("picture.png")]
+    assert main([*explain, str(picture), str(tmp_path / "b\x1b[2J.png")]) == 0
+    assert main([*explain, "\x1b[2Jgone.png"]) == 2
+    said = capsys.readouterr()
+    assert "owned" in said.out and "red" in said.out and "gone" in said.err
+    assert not {"\x1b", "\x07", "\u202e"} & set(said.out + said.err)
+
+
+def test_too_few_class_names_are_no_fault(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (20, 20), "teal").save(tmp_path / "picture.png")
+    run = write_run(tmp_path / "run")
+    (run / "classes.txt").write_text("one\n")
+    assert main(words("explain", run, tmp_path)) == 0

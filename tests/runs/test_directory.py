@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import math
 import os
+import subprocess
+import sys
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +16,7 @@ import numpy as np
 import pytest
 
 from explainode.errors import UserError
+from explainode.files import replacing
 from explainode.metrics.results import Maps, Results, Row
 from explainode.runs.directory import RunDirectory, final, versions
 
@@ -327,3 +331,56 @@ def test_versions_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     facts = versions(seed=3)
     assert facts["command"] == "explainode train 'data.root=/my data'"
     assert facts["seed"] == "3"
+
+
+def _map_file(tmp_path: Path) -> tuple[RunDirectory, Path, dict[str, np.ndarray]]:
+    run = RunDirectory(tmp_path)
+    run.write_results(Results(rows=[_row(0.5)], maps=[_maps(np.ones((2, 1, 4, 4), np.float32))]))
+    (path,) = tmp_path.glob("explanations/*.npz")
+    with np.load(path) as file:
+        return run, path, dict(file)
+
+
+def test_maps_that_would_fill_the_memory_are_refused(tmp_path: Path) -> None:
+    """Four bytes of a file can stand for a thousand of an array."""
+    run, path, _ = _map_file(tmp_path)
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("attribution.npy", "w", force_zip64=True) as member,
+    ):
+        for _ in range(600):
+            member.write(bytes(1 << 20))
+    with pytest.raises(UserError, match="would unpack to 600 MiB"):
+        run.read_results()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("attribution", np.zeros((2, 4), np.float16)),
+        ("attribution", np.zeros((3, 1, 4, 4), np.float16)),
+        ("image", np.zeros((2, 4, 4), np.uint8)),
+        ("label", np.zeros((2, 2), np.int64)),
+        ("sample_id", np.array(5)),
+        ("target", np.array(["a", "b"])),
+        ("exponent", np.zeros(7, np.int32)),
+        ("mask", np.zeros((1, 1, 1), np.int8)),
+    ],
+)
+def test_maps_of_another_shape_are_named(tmp_path: Path, name: str, value: np.ndarray) -> None:
+    run, path, fields = _map_file(tmp_path)
+    np.savez_compressed(path, **{**fields, name: value})
+    with pytest.raises(UserError, match="is damaged"):
+        run.read_results()
+
+
+def test_what_a_killed_process_left_is_removed_and_a_living_ones_is_kept(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    with replacing(tmp_path / "checkpoints" / "a" / "last.ckpt") as mine:
+        dead = subprocess.Popen([sys.executable, "-c", ""])
+        dead.wait()
+        left = Path(mine.name.replace(f"@{os.getpid()}.", f"@{dead.pid}."))
+        left.write_bytes(b"half")
+        run.write_config({"seed": 0})
+        assert not left.exists() and Path(mine.name).exists()
+    assert (tmp_path / "checkpoints" / "a" / "last.ckpt").is_file() and not list(tmp_path.rglob("*.part"))

@@ -14,6 +14,7 @@ from explainode.cli.help import verb_help
 from explainode.errors import UserError
 from explainode.heartbeat import Heartbeat
 from explainode.registry.composing import compose, plain, run_id
+from explainode.wording import shown
 
 EXAMPLES = (
     "explainode explain picture.jpg                              # the newest run under runs/, four methods",
@@ -58,9 +59,9 @@ def run(arguments: Sequence[str]) -> int:
     console = Console(stderr=options.json)
     pictures = load_pictures(paths, subjects[0].size)
     for path, note in pictures.notes:
-        console.print(f"{path.name}: {note}", style="dim", highlight=False, markup=False)
+        console.print(shown(f"{path.name}: {note}"), style="dim", highlight=False, markup=False)
     for sentence in pictures.refused:
-        console.print(f"skipped: {sentence}", style="yellow", highlight=False, markup=False)
+        console.print(shown(f"skipped: {sentence}"), style="yellow", highlight=False, markup=False)
     scores, maps = [], []
     for subject in subjects:
         with Heartbeat(f"explaining {subject.name}"):
@@ -73,7 +74,7 @@ def run(arguments: Sequence[str]) -> int:
         print(json.dumps(scores, indent=1))
     else:
         _print(console, scores, subjects[0].class_names)
-    console.print(f"panel: {picture}", soft_wrap=True, highlight=False, markup=False)
+    console.print(shown(f"panel: {picture}"), soft_wrap=True, highlight=False, markup=False)
     return 0
 
 
@@ -118,13 +119,13 @@ def _print(console: Any, scores: list[dict[str, Any]], names: Sequence[str] | No
     for score in scores:
         best = score["predicted"][0]
         said = ", ".join(f"{p['name'] or p['class']} {p['probability']:.2f}" for p in score["predicted"][:3])
-        console.print(f"{Path(score['picture']).name}: {score['network']} says {said}", highlight=False, markup=False)
+        console.print(
+            shown(f"{Path(score['picture']).name}: {score['network']} says {said}"), highlight=False, markup=False
+        )
         if score["explained"] != best["class"]:
-            console.print(
-                f"  explained class: {names[score['explained']] if names else score['explained']}",
-                highlight=False,
-                markup=False,
-            )
+            known = names or ()
+            explained = known[score["explained"]] if score["explained"] < len(known) else score["explained"]
+            console.print(f"  explained class: {shown(explained)}", highlight=False, markup=False)
     table = Table(box=None, pad_edge=False)
     told = list(dict.fromkeys(what for entry in scores[0]["methods"].values() for what in entry.get("diagnostics", {})))
     for column in ("method", "gradients", "forwards", "seconds per picture", "completeness error", *told):

@@ -6,6 +6,7 @@ traceback is shown only with `--debug`.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from pathlib import Path
 from explainode.cli.quiet import quiet_libraries
 from explainode.errors import UserError, nearest, user_error
 from explainode.signals import keep_signals
+from explainode.wording import shown
 
 VERB = "EXPLAINODE_VERB"  # the environment variable that tells ranks started by Lightning which verb they belong to
 VERBS = {
@@ -83,12 +85,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
-        user = user_error(error)
+        user = user_error(error) or _from_outside(error)
         if user is not None:
-            print(f"explainode: {user}", file=sys.stderr)
+            print(f"explainode: {shown(user)}", file=sys.stderr)
             return 2
-        print(f"explainode: {type(error).__name__}: {error} (a fault of ours; --debug shows where)", file=sys.stderr)
+        told = shown(f"{type(error).__name__}: {error}")
+        print(f"explainode: {told} (a fault of ours; --debug shows where)", file=sys.stderr)
         return 1
+
+
+def _from_outside(error: BaseException) -> UserError | None:
+    """What neither we nor the user's words are to blame for, in a sentence: the disk, the memory, a worker that was killed."""
+    if isinstance(error, OSError) and error.errno in (
+        errno.EACCES,
+        errno.EPERM,
+        errno.EROFS,
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.ENAMETOOLONG,
+    ):
+        return UserError(
+            f"{error.filename or 'a file'}: {error.strerror}; check its permissions and the disk, or choose another folder"
+        )
+    if isinstance(error, MemoryError):
+        return UserError(
+            f"there is not enough memory ({error or 'nothing more is known'}); take fewer or smaller pictures at once"
+        )
+    if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
+        reason = str(error).splitlines()[0]
+        return UserError(
+            f"a process that read pictures was ended from outside ({reason}); the memory may have run out: fewer data.num_workers"
+        )
+    return None
 
 
 def _show_consent(words: Sequence[str]) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import warnings
 
+from explainode.wording import shown
+
 
 def quiet_libraries() -> None:
     """Silence Lightning's banners and warnings of its own making; everything else is heard.
 
     Each filter names one message, so that a new one is not lost with it. What is heard is a line, without the place in the source.
     """
-    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+    warnings.formatwarning = lambda message, *_: f"warning: {shown(message)}\n"
     for name in (
         "lightning.pytorch",
         "lightning.fabric",

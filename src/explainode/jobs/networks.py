@@ -22,6 +22,7 @@ from explainode.runs.merge import name_runs
 from explainode.training.checkpoint import latest_checkpoint, verify
 from explainode.training.surrogate import Surrogate, check_surrogate
 
+MIB_64 = 64 << 20
 SURROGATE = f"{Surrogate.__module__}.{Surrogate.__qualname__}"  # compared by name: what a run names is not imported to be looked at
 
 
@@ -48,8 +49,43 @@ def without_weights(model: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def build_network(model: Mapping[str, Any]) -> nn.Module:
-    """The network that a model's settings describe."""
-    return instantiate(model, "model")
+    """The network that a model's settings describe.
+
+    Raises:
+        UserError: for settings that make none.
+    """
+    try:
+        return instantiate(model, "model")
+    except UserError:
+        raise
+    except (ArithmeticError, AssertionError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"the settings of the model make no network ({reason}); compare them with conf/model"
+        ) from error
+
+
+def check_size(model: Mapping[str, Any], checkpoint: Path) -> None:
+    """Refuse a model that needs far more memory than its checkpoint has, before it takes it: built without values first.
+
+    Raises:
+        UserError: saying both.
+    """
+    try:
+        with torch.device("meta"):
+            network = build_network(model)
+    except (
+        UserError,
+        NotImplementedError,
+        AttributeError,
+    ):  # it computes with values while it is built, or makes none: told when it is built
+        return
+    needed = sum(tensor.numel() * tensor.element_size() for tensor in (*network.parameters(), *network.buffers()))
+    held = checkpoint.stat().st_size
+    if needed > 8 * held + MIB_64:
+        raise UserError(
+            f"the model of the run has {needed >> 20} MiB of weights and its checkpoint {checkpoint} {held >> 20} MiB; they do not belong together"
+        )
 
 
 def in_memory_order(networks: Mapping[str, nn.Module], settings: Mapping[str, Any]) -> dict[str, nn.Module]:
@@ -110,6 +146,7 @@ def run_networks(settings: Mapping[str, Any]) -> dict[str, Any]:
     networks = {}
     for name, (model, path) in chosen_variants(settings).items():
         verify(path)
+        check_size(without_weights(model), path)
         network = build_network(without_weights(model))
         load_weights(network, path)
         networks[name] = network.eval()
@@ -152,6 +189,10 @@ def chosen_variants(settings: Mapping[str, Any]) -> dict[str, tuple[dict[str, An
         UserError: if there is no such variant or checkpoint, or it lies outside of the run.
     """
     folder = Path(settings["run"]) / "checkpoints"
+    if not isinstance(settings.get("model"), Mapping):
+        raise UserError(
+            f"{settings['run']} is no run of explainode train (its config.yaml names no model); name one that was trained"
+        )
     trained = settings.get("variants") or {settings.get("trained_as") or settings["variant"]: {}}
     if settings["checkpoint"] is not None:
         wanted = Path(settings["checkpoint"]).resolve()

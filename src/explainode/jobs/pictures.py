@@ -181,6 +181,7 @@ def explain_pictures(
 ) -> tuple[list[dict[str, Any]], list[Maps]]:
     """Scores of every picture, and the maps of every method."""
     device = next(subject.network.parameters()).device
+    names = subject.class_names or []
     scores: list[dict[str, Any]] = [{"picture": str(path), "network": subject.name} for path in pictures.paths]
     maps: dict[str, list[Maps]] = {}
     target: int | None = None
@@ -207,6 +208,10 @@ def explain_pictures(
             maps.setdefault(name, []).append(
                 to_maps(record, list(range(len(batch))), subject.name, name, 0, explainer.control)
             )
+            if not torch.isfinite(record.logits).all():
+                raise UserError(
+                    f"{subject.name} answers with NaN or infinite logits, so there is nothing to explain; check its weights and the picture"
+                )
             probabilities = record.logits.softmax(1)
             for row in range(len(batch)):
                 score = scores[first + row]
@@ -214,7 +219,7 @@ def explain_pictures(
                 score["predicted"] = [
                     {
                         "class": int(k),
-                        "name": subject.class_names[int(k)] if subject.class_names else None,
+                        "name": names[int(k)] if int(k) < len(names) else None,
                         "probability": float(p),
                     }
                     for p, k in zip(top.values, top.indices, strict=True)

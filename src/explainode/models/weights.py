@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from explainode.errors import UserError, nearest
+from explainode.files import inflates
 from explainode.models.residual import torchvision_key
 
 CONTAINERS = (
@@ -102,7 +103,12 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         LookupError,
         ValueError,
         OSError,
+        MemoryError,
+        TypeError,
+        AttributeError,
     ) as error:
+        if isinstance(error, UserError):
+            raise
         if isinstance(error, pickle.UnpicklingError) and "unsupported" in str(error).lower():
             raise UserError(
                 f"{path} is a pickle that could run code, which is refused; save only the weights, torch.save(network.state_dict(), path)"
@@ -125,6 +131,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 def _check_archive(path: Path) -> None:
     """Compare the bytes of a zip archive with their checksums: `torch.load` does not, and would give a flipped bit to the network."""
     if zipfile.is_zipfile(path):
+        if (reason := inflates(path)) is not None:
+            raise UserError(f"{path} is no file of torch.save: {reason}")
         with zipfile.ZipFile(path) as archive:
             if (member := archive.testzip()) is not None:
                 raise zipfile.BadZipFile(f"the checksum of {member} differs")
@@ -137,17 +145,34 @@ def fit_state_dict(network: nn.Module, state: Mapping[str, Tensor], source: str 
         source: what an error message calls the weights.
 
     Raises:
-        UserError: if a tensor is missing, left over or of another shape; then the network is as it was.
+        UserError: if a tensor is missing, left over, of another shape or kind, or holds NaN or infinite values; then the network is as it was.
     """
     own = network.state_dict()
     state = from_torchvision(network, _strip_prefixes(state, own))
     # BatchNorm's counters came late (PyTorch 0.4.1): older files lack them, and evaluation does not need them
+    for name in own.keys() & state.keys():
+        if (reason := _unfit(own[name], state[name])) is not None:
+            raise UserError(f"{source} cannot be used: {name} {reason}")
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
     unexpected = [k for k in state if k not in own]
     misshaped = [k for k in own if k in state and own[k].shape != state[k].shape]
     if missing or unexpected or misshaped:
         raise UserError(_misfit(source, own, state, missing, unexpected, misshaped))
     network.load_state_dict(state)
+
+
+def _unfit(own: Tensor, given: Tensor) -> str | None:
+    """Why a tensor cannot stand in the place of another, whatever its shape; None where it can."""
+    if given.layout != torch.strided or given.is_meta or given.is_quantized or given.is_nested:
+        kind = "holds no values" if given.is_meta else "is sparse, quantized or nested"
+        return f"{kind}; save plain tensors"
+    if (own.is_floating_point(), own.is_complex()) != (given.is_floating_point(), given.is_complex()):
+        return f"is of type {given.dtype}, and the network's of {own.dtype}; nothing converts one into the other without loss"
+    if given.is_floating_point() and own.shape == given.shape:
+        bad = int((~torch.isfinite(given)).sum())
+        if bad and bool(torch.isfinite(own).all()):
+            return f"holds {bad} values of {given.numel()} that are NaN or infinite; its training has diverged"
+    return None
 
 
 def to_torchvision(network: nn.Module) -> dict[str, Tensor]:

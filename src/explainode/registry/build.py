@@ -103,6 +103,10 @@ def instantiate(config: Any, key: str | None = None, /, **extra: Any) -> Any:
     slot = ANYWHERE if key is None else Slot(slot_named(key).kinds)
     where = key or ""
     check_targets(plain, where, slot)
+    if not isinstance(plain, Mapping) or (key is not None and "_target_" not in plain):
+        raise UserError(
+            f"{where or 'the configuration'} names nothing to build: expected settings with a _target_, got {str(plain)[:80]}"
+        )
     _check_parameters(plain, where, slot)
     return _build(plain, slot, extra)
 

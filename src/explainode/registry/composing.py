@@ -232,6 +232,8 @@ def plain(config: DictConfig) -> dict[str, Any]:
     """
     try:
         container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except RecursionError as error:
+        raise UserError("a setting refers to itself (${...} that leads back to it); write the value there") from error
     except OmegaConfBaseException as error:
         raise UserError(
             str(error).splitlines()[0].replace("Missing mandatory value: ", "this setting has no value yet: ")

@@ -23,7 +23,7 @@ import numpy as np
 import yaml
 
 from explainode.errors import UserError
-from explainode.files import append_lines, replace_file
+from explainode.files import append_lines, remove_parts, replace_file
 from explainode.metrics.results import Curve, Key, Maps, Results, Row
 from explainode.plain_yaml import read_yaml
 from explainode.runs.legacy import control_of, role_of
@@ -34,6 +34,7 @@ ROW_COLUMNS = (
 EARLIER_ROW_COLUMNS = ROW_COLUMNS[:-2]  # of the first version
 VALUE_COLUMNS = ("epoch", "split", "model", "explainer", "metric", "sample_id", "value")
 CURVE_COLUMNS = ("epoch", "split", "model", "explainer", "metric", "x", "mean", "low", "high", "x_label", "y_label")
+MAX_MAPS = 512 << 20  # bytes of one file of maps, unpacked
 Place = tuple[int, str]  # epoch and split of a measurement
 DIRECTIONS = {"": None, "True": True, "False": False}
 
@@ -101,6 +102,7 @@ class RunDirectory:
             UserError: if the folder cannot be made or written, or a value is none that YAML knows.
         """
         plain = _plain(config)
+        remove_parts(self.path)  # of processes that were killed while they wrote
         replace_file(
             self.path / "config.yaml", yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=120).encode()
         )
@@ -126,9 +128,18 @@ class RunDirectory:
         replace_file(self.path / "classes.txt", "".join(f"{' '.join(str(name).split())}\n" for name in names).encode())
 
     def read_class_names(self) -> list[str]:
-        """The names of the classes; empty where nothing was recorded."""
+        """The names of the classes; empty where nothing was recorded.
+
+        Raises:
+            UserError: if they are no text.
+        """
         path = self.path / "classes.txt"
-        return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        if not path.is_file():
+            return []
+        try:
+            return path.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path} is damaged ({error}); restore it, or remove it to go on without names") from error
 
     def write_results(self, results: Results) -> None:
         """Add what an evaluation found. metrics.csv comes last: what it names is there.
@@ -421,17 +432,56 @@ def _pack(maps: Maps) -> bytes:
 
 def _unpack(path: Path) -> Maps:
     try:
+        with zipfile.ZipFile(path) as archive:
+            held = sum(member.file_size for member in archive.infolist())
+        if held > MAX_MAPS:
+            raise ValueError(f"it would unpack to {held >> 20} MiB, and no maps have more than {MAX_MAPS >> 20}")
         with np.load(path, allow_pickle=False) as file:
             fields: dict[str, Any] = {name: file[name] for name in file.files}
+        _check_maps(fields)
         fields["attribution"] = np.ldexp(
             fields["attribution"].astype(np.float32), fields.pop("exponent")[:, None, None, None]
         )
         fields |= {"model": str(fields["model"]), "explainer": str(fields["explainer"]), "epoch": int(fields["epoch"])}
         fields["added"] = int(fields.get("added", 0))  # absent in runs of earlier versions
         return Maps(**fields)
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        EOFError,
+        IndexError,
+        AttributeError,
+        MemoryError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{path} is damaged ({reason}); remove it or evaluate again") from error
+
+
+def _check_maps(fields: Mapping[str, Any]) -> None:
+    """Hold what a file of maps holds against what `_pack` writes.
+
+    Raises:
+        ValueError: naming the array.
+    """
+    n = len(fields["sample_id"])
+    height, width = fields["image"].shape[1:3] if fields["image"].ndim == 4 else (0, 0)
+    shapes = {
+        "image": (n, height, width, 3), "attribution": (n, *fields["attribution"].shape[1:4]), "sample_id": (n,), "exponent": (n,), "label": (n,),
+        "target": (n,), "probability": (n,),
+    }  # fmt: skip
+    if "mask" in fields:
+        shapes["mask"] = (n, height, width)
+    for name, shape in shapes.items():
+        if (
+            fields[name].shape != shape
+            or fields[name].dtype.kind not in "iuf"
+            or (name == "attribution" and len(shape) != 4)
+        ):
+            raise ValueError(f"{name} has the shape {fields[name].shape} and type {fields[name].dtype}")
 
 
 def run_config(folder: Path) -> dict[str, Any]:

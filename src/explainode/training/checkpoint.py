@@ -18,7 +18,7 @@ import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
 from explainode.errors import UserError
-from explainode.files import replacing
+from explainode.files import inflates, replacing
 
 MANIFEST = "manifest.json"
 _PATTERNS = ("last*.ckpt", "epoch*.ckpt", "hpc_ckpt_*.ckpt")
@@ -51,7 +51,21 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read ({error}); remove it to go on with the files' own checksums") from error
     if not isinstance(manifest, dict):
         raise UserError(f"{path} holds no list of checkpoints; remove it to go on with the files' own checksums")
+    for name, entry in manifest.items():
+        if not _is_entry(entry):
+            raise UserError(
+                f"{path} says of {name!r} what is no size and sha256; remove it to go on with the files' own checksums"
+            )
     return manifest
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether a manifest's words about a file are such: its sha256, its size, when it was saved, and the file before it."""
+    if not isinstance(entry, dict):
+        return False
+    before = entry.get("previous")
+    kinds = {"sha256": str, "size": int} | ({"saved": int} if "saved" in entry else {})
+    return all(type(entry.get(key)) is kind for key, kind in kinds.items()) and (before is None or _is_entry(before))
 
 
 def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
@@ -75,6 +89,12 @@ def _damage(path: Path) -> str | None:
     size = path.stat().st_size
     if size == 0:
         return "the file is empty"
+    if zipfile.is_zipfile(path):
+        try:
+            if (reason := inflates(path)) is not None:
+                return reason
+        except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
+            return f"it is cut off or changed ({error})"
     entry = _read_manifest(path.parent).get(path.name)
     if entry is not None:
         # a crash between the manifest and the rename leaves the file before: good too
@@ -154,7 +174,7 @@ def _candidates(folder: Path) -> list[Path]:
 
     def saved(path: Path) -> tuple[int, bool]:
         entry = manifest.get(path.name)
-        when = entry["saved"] if entry is not None else path.stat().st_mtime_ns
+        when = entry["saved"] if entry is not None and "saved" in entry else path.stat().st_mtime_ns
         return when, path.name.startswith("last")
 
     found = {path for pattern in _PATTERNS for path in folder.glob(pattern) if path.is_file()}
