@@ -509,13 +509,6 @@ def test_a_field_that_is_a_gradient_itself(field, x0):
     assert max(errors(solve("symplectic"), solve("backprop"))) < 1e-13
 
 
-def test_hooks_on_parameters_are_refused(field, x0):
-    field.last.bias.register_hook(lambda gradient: 2 * gradient)
-    with pytest.raises(UserError, match=r"parameter of shape \(4,\) has a hook on its gradient"):
-        RungeKutta(steps=2)(field, x0)
-    RungeKutta(steps=2, gradient="backprop")(field, x0)
-
-
 def test_batch_norm_in_eval_mode_is_a_field():
     field = nn.Module()
     field.layers = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU()).double().eval()

@@ -1,6 +1,8 @@
 """Solvers: closed forms, replayed grids, the controller, torchdiffeq as oracle, and a sentence for every way to fail."""
 
 import copy
+import dataclasses
+import math
 import pickle
 from itertools import pairwise
 
@@ -111,14 +113,18 @@ def test_the_controller_holds_on_to_what_it_promises():
 
 
 def test_without_a_gradient_nothing_is_remembered(x0):
+    graphs = []
+
     class Closure:
         weight = torch.ones((), dtype=torch.float64)
 
         def __call__(self, t, x):
-            assert not torch.is_grad_enabled() or x.requires_grad  # only the first evaluation may look at a graph
-            return self.weight * x
+            slope = self.weight * x
+            graphs.append(slope.requires_grad)
+            return slope
 
     assert RungeKutta(steps=2)(Closure(), x0).grad_fn is None
+    assert graphs == [True] + [False] * 7  # only the first evaluation looks at a graph
     with torch.inference_mode():
         assert RungeKutta("dopri5")(decay, torch.ones(2, 3)).shape == (2, 3)
 
@@ -155,6 +161,33 @@ ORDINARY = ("explainode.dynamics.solver.", "explainode.dynamics.torch_diff_eq.")
 def test_every_entry_of_conf_solves(name):
     solver = get(f"solver/{name}")
     assert torch.allclose(solver(decay, torch.ones(2, 2), 0.0, 1.0), torch.full((2, 2), 0.3679), atol=0.05)
+
+
+# backward in time
+
+
+@pytest.mark.parametrize(
+    "solver", [RungeKutta("rk4", steps=8), RungeKutta("dopri5"), RungeKutta("bosh3"), TorchDiffEq("dopri5")]
+)
+def test_backward_in_time(solver, field, x0):
+    x0 = x0.requires_grad_()
+    forced = solver.solve(lambda t, x: x + t, torch.ones(1, 1, dtype=torch.float64), 1.0, 0.0)
+    assert float(forced.state) == pytest.approx(3 / math.e - 1, abs=1e-4)  # x(t) = 3 e^(t - 1) - 1 - t
+    assert forced.grid[0] == 1 and forced.grid[-1] == 0 and bool((forced.grid.diff() < 0).all())
+    t0, t1 = (torch.tensor(t, dtype=torch.float64, requires_grad=True) for t in (1.2, 0.1))
+    there = solver.solve(field, x0, t0, t1)
+    assert torch.allclose(solver(field, there.state, 0.1, 1.2), x0, atol=2e-3)
+    inputs = [x0, t0, t1, *field.parameters()]
+    found = torch.autograd.grad(there.state.sin().sum(), inputs)
+    if isinstance(solver, RungeKutta):  # the same with time mirrored by hand
+        exact = dataclasses.replace(solver, gradient="backprop")
+        grid = [-t for t in there.grid.tolist()]
+        mirrored = exact.solve(
+            lambda t, x: -field(-t, x), x0, -t0, -t1, grid=grid, parameters=tuple(field.parameters())
+        )
+        torch.testing.assert_close(there.state, mirrored.state, rtol=1e-13, atol=1e-13)
+        for a, b in zip(found, torch.autograd.grad(mirrored.state.sin().sum(), inputs), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
 
 
 # torchdiffeq
@@ -286,9 +319,9 @@ def test_a_field_that_is_none_is_refused(field, words, requires_grad):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"t0": 1.0, "t1": 1.0}, "t1 must come after t0, got t0=1 and t1=1"),
-        ({"t0": 1.0, "t1": 0.0}, "negate the field"),
-        ({"t1": float("inf")}, "t1 must come after t0"),
+        ({"t0": 1.0, "t1": 1.0}, "t0 and t1 must be finite and differ, got t0=1 and t1=1"),
+        ({"t1": float("inf")}, "t0 and t1 must be finite"),
+        ({"t0": 1.0, "t1": 0.0, "grid": [0.0, 1.0]}, "grid must fall from t0=1 to t1=0, got 2 times from 0 to 1"),
         ({"t1": torch.ones(1)}, r"t1 must be a number or a 0-dim tensor, got shape \(1,\)"),
         (
             {"x0": torch.ones(2, 3, dtype=torch.int64)},

@@ -16,13 +16,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from threading import get_ident
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from explainode.dynamics.field import Field, RandomState, random_state, set_random_state
+from explainode.dynamics.draws import RandomState
+from explainode.dynamics.field import Field
+from explainode.dynamics.replay import Linearized, Replay, Session
 from explainode.dynamics.step import Interval, Time, combine, stage_time, step
 from explainode.dynamics.tableau import Tableau
 from explainode.errors import UserError
@@ -39,38 +41,39 @@ class Record:
 
     Attributes:
         grid: t_0..t_N, the accepted steps, frozen.
-        draws: per step, the random state before each working stage; one and the same object as long as nothing is drawn.
-        versions: of the parameters, to notice that an optimizer stepped between forward and backward.
-        random: whether the field draws random numbers.
+        draws: per step, where the generators were before each working stage, None where it did not move them; a step without draws has None.
+        end: x_N, which whoever got it may change.
+        started: the states where a node's backward pass was done last, by thread and step: what the node before must come to.
     """
 
     tableau: Tableau
     field: Field
     interval: Interval
     grid: list[float]
-    draws: list[list[RandomState]]
+    draws: list[list[RandomState | None] | None]
+    end: Tensor
 
     def __post_init__(self) -> None:
-        self.versions = [p._version for p in self.field.parameters]
-        self.random = any(state is not self.draws[0][0] for states in self.draws for state in states)
+        self.replay = Replay([self.field])
+        self.started: dict[tuple[int, int], Tensor] = {}
 
     def time(self, n: int, i: int) -> Time:
         """t_n + c_i dt_n."""
         return stage_time(self.grid[n], self.grid[n + 1], self.tableau.c[i])
 
-    def evaluate(self, n: int, i: int, time: Time, x_i: Tensor) -> Tensor:
+    def evaluate(self, session: Session, n: int, i: int, time: Time, x_i: Tensor) -> Tensor:
         """k_i of step n as it was in the forward pass: same draws, same surroundings."""
-        if self.random:
-            set_random_state(self.draws[n][self.tableau.working_stages.index(i)], self.field.device)
-        return self.field.replay(time, x_i)
+        draws = self.draws[n]
+        state = None if draws is None else draws[self.tableau.working_stages.index(i)]
+        return session.evaluate(self.field, time, x_i, state)
 
-    def advance(self, n: int, x: Tensor) -> Tensor:
+    def advance(self, session: Session, n: int, x: Tensor) -> Tensor:
         """x_n -> x_{n+1}, as it was."""
         stages = self.tableau.working_stages
         order = iter(stages)
         return step(
             self.tableau,
-            lambda t, x_i: self.evaluate(n, next(order), t, x_i),
+            lambda t, x_i: self.evaluate(session, n, next(order), t, x_i),
             self.grid[n],
             self.grid[n + 1],
             x,
@@ -95,37 +98,11 @@ class Sum:
             self.total, self._ours = self.total + term, True
 
 
-class Linearized:
-    """A stage that can be differentiated: its input X_i and time as leaves, and where its slope k_i stands in autograd's graph."""
-
-    def __init__(self, record: Record, n: int, i: int, x_i: Tensor, times: bool) -> None:
-        time = record.time(n, i)
-        with torch.enable_grad():
-            self.x = x_i.detach().requires_grad_()
-            self.time = (
-                torch.full((), float(time), dtype=torch.float64, device=x_i.device, requires_grad=True)
-                if times
-                else None
-            )
-            slope = record.evaluate(n, i, time if self.time is None else self.time, self.x)
-        self.edge: GradientEdge | None = get_gradient_edge(slope) if slope.requires_grad else None
-        self.slope: Tensor | None = slope.detach()
-
-    def products(
-        self, u: Tensor, parameters: Sequence[Tensor]
-    ) -> tuple[Tensor | None, Tensor | None, Sequence[Tensor | None]]:
-        """u multiplied by the derivative of k_i with respect to X_i, t and the parameters, from the left; None where there is no dependence."""
-        if self.edge is None:
-            return None, None, [None] * len(parameters)
-        leaves = [self.x, *([] if self.time is None else [self.time]), *parameters]
-        v, *rest = torch.autograd.grad(self.edge, leaves, u, allow_unused=True)
-        return v, None if self.time is None else rest.pop(0), rest
-
-
 class Pullback:
     """lambda_{n+1} -> lambda_n, step by step backward; what parameters and times receive on the way is summed up.
 
     Args:
+        session: in which the stages are evaluated again.
         wanted: for each parameter, whether its gradient is needed.
         times: whether those of t_0 and t_1 are.
 
@@ -134,51 +111,61 @@ class Pullback:
         t0, t1: the same for the times: the grid stretches with its ends.
     """
 
-    def __init__(self, record: Record, wanted: Sequence[bool], times: bool) -> None:
-        self.record, self.times = record, times
+    def __init__(self, record: Record, session: Session, wanted: Sequence[bool], times: bool) -> None:
+        self.record, self.session, self.times = record, session, times
         self.parameters = [Sum() for _ in wanted]
         self.t0 = self.t1 = 0.0
-        self._wanted = [
-            (p, total) for p, total, want in zip(record.field.parameters, self.parameters, wanted, strict=True) if want
-        ]
+        self._wanted = [i for i, want in enumerate(wanted) if want]
 
-    def __call__(self, n: int, x: Tensor, gradient: Tensor, kept: Sequence[Tensor] = (), released: int = 0) -> Tensor:
+    def __call__(
+        self, n: int, x: Tensor, x_next: Tensor, gradient: Tensor, kept: Sequence[Tensor] = (), released: int = 0
+    ) -> Tensor:
         """Through step n.
 
         Args:
             x: x_n.
+            x_next: x_{n+1}, which the stages must come to again.
             gradient: lambda_{n+1}.
             kept: X_i of the working stages after the first; where there are none, they are computed again.
             released: checkpoints that are not needed any more. Their memory serves to keep the graphs of the last stages, which are then
                 evaluated once here instead of twice. (With retain_graph autograd keeps them nevertheless, and the graphs of at most
                 one step come on top.)
+
+        Raises:
+            FieldChanged: if the stages come to another state.
         """
         tableau, dt = self.record.tableau, self.record.grid[n + 1] - self.record.grid[n]
         working = tableau.working_stages
         inputs: dict[int, Tensor] = {}
         linearized: dict[int, Linearized] = {}
+        again = x
         if kept:
             inputs = dict(zip(working, (x, *kept), strict=True))
         else:
-            self._recompute(n, x, working[-self._graphs(released) :], inputs, linearized)
-        parameters = [p for p, _ in self._wanted]
+            again = self._recompute(n, x, working[-self._graphs(released) :], inputs, linearized)
+            self.session.check(again, x_next)
         total, v, rate = Sum(gradient), dict[int, Tensor](), 0.0  # rate: dL/d dt_n
         for i in reversed(working):
             u = self._reaching(i, dt, gradient, v)
-            stage = linearized.pop(i) if i in linearized else Linearized(self.record, n, i, inputs.pop(i), self.times)
+            stage = linearized.pop(i) if i in linearized else self._linearize(n, i, inputs.pop(i))
+            if kept:
+                assert stage.value is not None
+                again = combine(again, dt, (tableau.b[i],), (stage.value,))
             if self.times:
-                assert stage.slope is not None
-                rate += float((stage.slope * u).sum(dtype=torch.float64)) / dt
-            stage.slope = None
-            v_i, of_time, products = stage.products(u, parameters)
+                assert stage.value is not None
+                rate += float((stage.value * u).sum(dtype=torch.float64)) / dt
+            stage.value = None
+            v_i, *products = stage.products(u, self._wanted)
+            of_time = products.pop(0) if self.times else None
             del stage, u
             if v_i is not None:
                 v[i] = v_i
             if of_time is not None:
-                rate += tableau.c[i] * float(of_time)
-                self._stretch(n, float(of_time), 0.0)
-            for (_, sum_), product in zip(self._wanted, products, strict=True):
-                sum_.add(product)
+                self._stretch(n, float(of_time), tableau.c[i] * float(of_time))
+            for p, product in zip(self._wanted, products, strict=True):
+                self.parameters[p].add(product)
+        if kept:
+            self.session.check(again, x_next)
         for v_i in v.values():
             total.add(v_i)
         if self.times:
@@ -191,25 +178,41 @@ class Pullback:
         spare = SPARE_STATES if self._wanted else SPARE_STATES_INPUT_ONLY
         return 1 + int(max(0.0, spare + released) / self.record.field.graph_states)
 
+    def _linearize(self, n: int, i: int, x_i: Tensor) -> Linearized:
+        """Stage i of step n at X_i, to be differentiated by X_i, its time where that is asked for, and the parameters."""
+        time = self.record.time(n, i)
+        leaves = [x_i.detach().requires_grad_()]
+        if self.times:
+            time = torch.full((), float(time), dtype=torch.float64, device=x_i.device, requires_grad=True)
+            leaves.append(time)
+        return self.session.linearize(lambda: self.record.evaluate(self.session, n, i, time, leaves[0]), leaves)
+
     def _recompute(
         self, n: int, x: Tensor, with_graph: Sequence[int], inputs: dict[int, Tensor], linearized: dict[int, Linearized]
-    ) -> None:
-        """The stages of step n again, up to the last: X_i, or the whole stage for those `with_graph`."""
+    ) -> Tensor:
+        """The stages of step n again: X_i, or the whole stage for those `with_graph`; and the state that they come to."""
         tableau, dt = self.record.tableau, self.record.grid[n + 1] - self.record.grid[n]
         slopes: list[Tensor | None] = [None] * tableau.stages
+        again = x
         for i in tableau.working_stages:
             x_i = combine(x, dt, tableau.a[i], slopes)  # Eq. (16)
             if i in with_graph:
-                linearized[i] = Linearized(self.record, n, i, x_i, self.times)
-                slopes[i] = linearized[i].slope
+                linearized[i] = self._linearize(n, i, x_i)
+                slopes[i] = linearized[i].value
                 if not self.times:
-                    linearized[i].slope = None
+                    linearized[i].value = None
             else:
                 inputs[i] = x_i
-                slopes[i] = self.record.evaluate(n, i, self.record.time(n, i), x_i)
+                slopes[i] = self.record.evaluate(self.session, n, i, self.record.time(n, i), x_i)
+            if tableau.b[i]:  # as `combine` would add them up, without keeping them
+                slope = slopes[i]
+                assert slope is not None
+                weight = dt * tableau.b[i]
+                again = torch.add(x, slope, alpha=weight) if again is x else again.add_(slope, alpha=weight)
             for j in range(i + 1):  # what no later stage needs is given back
                 if not any(row[j] for row in tableau.a[i + 1 :]):
                     slopes[j] = None
+        return again
 
     def _reaching(self, i: int, dt: float, gradient: Tensor, v: dict[int, Tensor]) -> Tensor:
         """u_i = dt (b_i lambda + sum_{j>i} a_ji v_j)."""
@@ -248,24 +251,25 @@ class SymplecticAdjoint(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         record: Record = ctx.record
-        if [p._version for p in record.field.parameters] != record.versions:
-            raise RuntimeError(
-                "a parameter of the field was changed in place between forward and backward, so that the steps cannot be computed again"
-            )
         x, *kept = ctx.saved_tensors
         _, needs_x, needs_t0, needs_t1, *wanted = ctx.needs_input_grad
-        pullback = Pullback(record, wanted, needs_t0 or needs_t1)
-        outside = random_state(record.field.device) if record.random else None
-        try:
-            with torch.no_grad():
-                states = [x]
-                for n in range(ctx.first, ctx.last - 1):
-                    states.append(record.advance(n, states[-1]))
-                for done, n in enumerate(reversed(range(ctx.first, ctx.last))):
-                    gradient = pullback(n, states.pop(), gradient, kept, ctx.released + done)
-        finally:
-            if outside is not None:
-                set_random_state(outside, record.field.device)
+
+        def through(session: Session) -> tuple[Tensor, Pullback]:
+            pullback, at = Pullback(record, session, wanted, needs_t0 or needs_t1), gradient
+            states = [x]
+            for n in range(ctx.first, ctx.last - 1):
+                states.append(record.advance(session, n, states[-1]))
+            after = record.end if ctx.last == len(record.grid) - 1 else record.started.pop((get_ident(), ctx.last))
+            for done, n in enumerate(reversed(range(ctx.first, ctx.last))):
+                before = states.pop()
+                at = pullback(n, before, after, at, kept, ctx.released + done)
+                after = before
+            return at, pullback
+
+        with torch.no_grad():
+            gradient, pullback = record.replay.run(through)
+        if ctx.first > 0:
+            record.started[get_ident(), ctx.first] = x
         ends = [
             torch.full_like(end, value) if need else None
             for end, value, need in zip(ctx.ends, (pullback.t0, pullback.t1), (needs_t0, needs_t1), strict=True)

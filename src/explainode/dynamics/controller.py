@@ -51,10 +51,14 @@ class Controller:
         )
 
     def first_step(self, f: Evaluate, t: float, x: Tensor, slope: Tensor, span: float) -> float:
-        """A first step by the size of x, x' and x''; costs one evaluation. Source: Hairer, Noersett and Wanner 1993, II.4."""
+        """The size of a first step within `span` (negative backward in time), by x, x' and x''; costs one evaluation.
+
+        Source: Hairer, Noersett and Wanner 1993, II.4.
+        """
+        direction, span = math.copysign(1, span), abs(span)
         size, speed = self.norm(x, x), self.norm(slope, x)
         guess = min(0.01 * size / speed if size > 1e-5 and speed > 1e-5 else 1e-6, span)
-        bend = self.norm(f(t + guess, torch.add(x, slope, alpha=guess)) - slope, x) / guess
+        bend = self.norm(f(t + direction * guess, torch.add(x, slope, alpha=direction * guess)) - slope, x) / guess
         steepest = max(speed, bend)
         if not math.isfinite(steepest):
             return guess

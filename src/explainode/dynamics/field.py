@@ -3,42 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from contextvars import copy_context
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.autograd.graph import get_gradient_edge
+from torch import Tensor
 
+from explainode.dynamics.draws import RandomState, moved, random_state
+from explainode.dynamics.graph import check_graph, clock, edges_of
 from explainode.dynamics.step import Time
+from explainode.dynamics.surroundings import Surroundings, check_modes, module_of
 from explainode.errors import UserError
 
-RandomState = tuple[Tensor, ...]
 IN_PLACE = "the field changes its input in place, and the step needs it unchanged; use out-of-place operations, such as ReLU(inplace=False)"
-_BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
-_DROPOUTS = (nn.modules.dropout._DropoutNd,)
-
-
-def random_state(device: torch.device) -> RandomState:
-    """The state of torch's default generators that a field on `device` may draw from."""
-    if device.type == "cuda":
-        return torch.get_rng_state(), torch.cuda.get_rng_state(device)
-    return (torch.get_rng_state(),)
-
-
-def set_random_state(state: RandomState, device: torch.device) -> None:
-    """Put the generators where `random_state` found them."""
-    torch.set_rng_state(state[0])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state[1], device)
-
-
-def module_of(field: Any) -> nn.Module | None:
-    """The module whose parameters a field uses: itself, or the one that it is a method of."""
-    owner = field if isinstance(field, nn.Module) else getattr(field, "__self__", None)
-    return owner if isinstance(owner, nn.Module) else None
+_NO_HOOKS = "don't yet support saved tensor hooks"  # what torch.func says inside them
 
 
 def check_transforms(gradient: str) -> None:
@@ -54,32 +32,10 @@ def check_transforms(gradient: str) -> None:
         )
 
 
-def check_modes(module: nn.Module) -> None:
-    """Refuse layers whose output changes from one evaluation to the next.
-
-    Raises:
-        UserError: for batch normalization or dropout in train mode, by the module's name.
-    """
-    for name, part in module.named_modules():
-        if not part.training:
-            continue
-        if isinstance(part, _BATCH_NORMS):
-            raise UserError(
-                f"the field's {type(part).__name__} {name!r} is in train mode, so every evaluation would change its statistics and with them "
-                "the field; put it into eval mode (its running statistics are then constants), or use GroupNorm"
-            )
-        if isinstance(part, _DROPOUTS) and part.p > 0:
-            raise UserError(
-                f"the field's {type(part).__name__} {name!r} is in train mode, so every evaluation would be of another field; "
-                "put it into eval mode, or model the noise as an SDE"
-            )
-
-
 class Field:
     """A vector field f(t, x) on one state's shape, dtype and device, with what it is differentiated by.
 
-    It remembers where it was made (context variables with the noise scope, autocast) and of what (the module's own parameters and buffers, which
-    torch.func.functional_call exchanges for a while), so that `replay` sees there what a call saw here.
+    It remembers where it was made and of what (`Surroundings`), so that `replay` sees there what a call saw here.
 
     Args:
         function: f(t, x): (), (B, *S) -> (B, *S).
@@ -89,13 +45,18 @@ class Field:
         owner: the module behind `function`, or a method of it, where `function` does not show it.
 
     Attributes:
-        parameters: those that require grad.
+        parameters: those that require grad, each once.
+        frozen: the modules' tensors that required no grad when the field was made.
+        surroundings: what it sees besides t and x.
         evaluations: calls so far, replays not counted.
         graph_states: how many states' worth of memory the graph of one evaluation takes; infinite until it has been inspected.
+        saved: the module's tensors that the first graph holds on to; an in-place change of one of them changes the gradient.
+        draws: whether the first evaluation moved a generator, so that it is worth asking where they stand around the others.
+        before: where the generators stood before the last evaluation; None if it did not move them.
 
     Raises:
-        UserError: for train-mode layers (`check_modes`); at a call, if the field changes shape, dtype or its input, or if a gradient would
-            be lost (`check_gradients`).
+        UserError: for train-mode layers (`check_modes`); at a call, if the field changes shape, dtype, its input or its own statistics, or if a
+            gradient would be lost (`check_graph`).
     """
 
     def __init__(
@@ -106,43 +67,54 @@ class Field:
         inspect: bool = False,
         owner: Any = None,
     ) -> None:
-        self._module = module = module_of(function if owner is None else owner)
+        owner = function if owner is None else owner
+        module = module_of(owner)
         if module is not None:
             check_modes(module)
         if parameters is None:
             parameters = () if module is None else tuple(module.parameters())
         self.function = function
-        self._tensors: list[tuple[dict[str, Any], str, Tensor | None]] = [
-            (store, name, tensor)
-            for part in (() if module is None else module.modules())
-            for store in (part._parameters, part._buffers)
-            for name, tensor in store.items()
-        ]
-        self.parameters = tuple(p for p in parameters if p.requires_grad)
+        self.surroundings = Surroundings([owner], x.device)
+        self.frozen = [tensor for tensor in self.surroundings.tensors() if not tensor.requires_grad]
+        self.parameters = tuple({id(p): p for p in parameters if p.requires_grad}.values())
         self.evaluations = 0
         self.graph_states = math.inf
+        self.saved: list[Tensor] = []
+        self.draws = False
+        self.before: RandomState | None = None
         self._inspect = inspect
         self.shape, self.dtype, self.device = x.shape, x.dtype, x.device
         self.time_dtype = torch.promote_types(x.dtype, torch.float32)
-        self._context = copy_context()
-        self._autocast = [
-            (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
-            for kind in sorted({"cpu", x.device.type})
-            if torch.amp.is_autocast_available(kind)
-        ]
+        self._casts = self.surroundings.casts
 
     def __call__(self, t: Time, x: Tensor) -> Tensor:
         """f(t, x), where the field was made."""
         self.evaluations += 1
-        if not self._inspect:
-            return self._evaluate(t, x)
-        self._inspect = False
-        return self._evaluate_and_inspect(t, x)
+        if self._inspect:
+            self._inspect = False
+            return self._evaluate_and_inspect(t, x)
+        if not self.draws:
+            return self._evaluate(t, x, self._casts)
+        before = random_state(self.device)
+        slope = self._evaluate(t, x, self._casts)
+        self.before = before if moved(before, random_state(self.device)) else None
+        return slope
 
     def replay(self, t: Time, x: Tensor) -> Tensor:
-        """f(t, x) as it was there, wherever we are now."""
-        with self._as_made():
-            return self._context.copy().run(self._evaluate, t, x)
+        """f(t, x) as it was there, wherever we are now, with the same look at its graph.
+
+        Raises:
+            UserError: if a gradient would be lost.
+        """
+        started = clock()
+        slope = self.surroundings.again(lambda: self.evaluate_again(t, x))
+        sources = (x, *((t,) if isinstance(t, Tensor) else ()), *self.parameters, *self.frozen)
+        check_graph(slope, edges_of(sources), started)
+        return slope
+
+    def evaluate_again(self, t: Time, x: Tensor) -> Tensor:
+        """f(t, x) inside of `surroundings.again`."""
+        return self._evaluate(t, x, self.surroundings.recast())
 
     def time(self, t: Time) -> Tensor:
         """t as the field gets it: 0-dim, in x's dtype (float32 at least), on its device."""
@@ -150,10 +122,13 @@ class Field:
             return t.to(self.device, self.time_dtype)
         return torch.full((), t, dtype=self.time_dtype, device=self.device)
 
-    def _evaluate(self, t: Time, x: Tensor) -> Tensor:
+    def _evaluate(self, t: Time, x: Tensor, recast: bool) -> Tensor:
         version = None if x.is_inference() else x._version
         try:
-            with self._precision() as autocast:
+            if recast:
+                with self.surroundings.precision():
+                    slope = self.function(self.time(t), x)
+            else:
                 slope = self.function(self.time(t), x)
         except RuntimeError as error:
             if "a leaf Variable that requires grad" in str(error) and x.is_leaf and x.requires_grad:
@@ -165,7 +140,7 @@ class Field:
                 f"the field returns {got} for a state of shape {tuple(self.shape)}; a vector field returns the state's own shape"
             )
         if slope.dtype != self.dtype:
-            if not autocast:
+            if not self._casts:
                 raise UserError(
                     f"the field returns {_name(slope.dtype)} for a state in {_name(self.dtype)}; cast the state or the field's parameters"
                 )
@@ -175,88 +150,55 @@ class Field:
         return slope
 
     def _evaluate_and_inspect(self, t: Time, x: Tensor) -> Tensor:
-        """f(t, x), with a look at the graph that it would leave: whose gradient it carries, and how large it is."""
+        """f(t, x), with a look at what it leaves behind: whose gradient its graph carries, how large that is, and what it moved."""
+        statistics, started = self.surroundings.statistics(), clock()
+        leaf = x.detach().requires_grad_()
+        before = random_state(self.device)
+        try:
+            slope, saved = self._graph(t, leaf)
+        except RuntimeError as error:
+            if _NO_HOOKS not in str(error):
+                raise
+            before = random_state(self.device)  # torch.func inside the field: a Hamiltonian's gradient, a divergence
+            slope, saved = self._traced(t, leaf), None
+        self.draws = moved(before, random_state(self.device))
+        self.before = before if self.draws else None
+        if changed := self.surroundings.moved_since(statistics):
+            raise UserError(
+                f"evaluating the field changes its buffer {changed!r}, so that every evaluation would be of another field; "
+                'put the layer that owns it into eval mode while the equation is solved, or choose gradient="backprop"'
+            )
+        check_graph(slope, edges_of((leaf, *self.parameters)), started)
+        there_anyway = (x, *self.parameters, *self.surroundings.tensors())
+        if saved is not None:
+            self.saved = [tensor for tensor in there_anyway[1:] if _storage(tensor) in saved]
+            for tensor in there_anyway:
+                saved.pop(_storage(tensor), None)
+            self.graph_states = max(1.0, sum(storage.nbytes() for storage in saved.values()) / max(1, x.nbytes))
+        return slope.detach()
+
+    def _graph(self, t: Time, leaf: Tensor) -> tuple[Tensor, dict[int, torch.UntypedStorage]]:
+        """f(t, leaf) with its graph, and the memory that it holds."""
         saved: dict[int, torch.UntypedStorage] = {}
 
         def pack(tensor: Tensor) -> Tensor:
+            if tensor._is_zerotensor():
+                return tensor  # a zero of forward differentiation, which has no memory
             if tensor.layout is torch.strided:
-                saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+                saved[_storage(tensor)] = tensor.untyped_storage()
             return tensor.detach()  # a result that its own node holds with its history is a cycle, and outlives us
 
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            leaf = x.detach().requires_grad_()
-            slope = self._evaluate(t, leaf)
-        check_gradients(slope, (leaf, *self.parameters))
-        there_anyway = (
-            x,
-            *self.parameters,
-            *(() if self._module is None else (*self._module.parameters(), *self._module.buffers())),
-        )
-        for tensor in there_anyway:
-            saved.pop(tensor.untyped_storage().data_ptr(), None)
-        self.graph_states = max(1.0, sum(storage.nbytes() for storage in saved.values()) / max(1, x.nbytes))
-        return slope.detach()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            return self._traced(t, leaf), saved
 
-    @contextmanager
-    def _as_made(self) -> Iterator[None]:
-        """The module with the tensors that it had when the field was made."""
-        exchanged = [
-            (store, name, store[name], tensor)
-            for store, name, tensor in self._tensors
-            if store.get(name, tensor) is not tensor
-        ]
-        for store, name, _, tensor in exchanged:
-            store[name] = tensor
-        try:
-            yield
-        finally:
-            for store, name, now, _ in exchanged:
-                store[name] = now
+    def _traced(self, t: Time, leaf: Tensor) -> Tensor:
+        with torch.enable_grad():
+            return self._evaluate(t, leaf, self._casts)
 
-    @contextmanager
-    def _precision(self) -> Iterator[bool]:
-        """Autocast as it was where the field was made; yields whether it is on.
 
-        Without its cache: weights cast under no_grad would stay in it, and whoever uses them next would lose their gradient.
-        """
-        with ExitStack() as stack:
-            for kind, enabled, dtype in self._autocast:
-                if enabled or torch.is_autocast_enabled(kind):
-                    stack.enter_context(torch.autocast(kind, dtype, enabled, cache_enabled=False))
-            yield any(enabled for _, enabled, _ in self._autocast)
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def check_gradients(slope: Tensor, named: Sequence[Tensor]) -> None:
-    """Walk the graph of one evaluation, and refuse what would lose or repeat a gradient without a word.
-
-    Args:
-        slope: the result of the evaluation.
-        named: the tensors that are differentiated by: the state and the parameters.
-
-    Raises:
-        UserError: if a tensor that requires grad feeds `slope` other than through `named`, or one of these has a hook on its gradient.
-    """
-    for tensor in named:
-        if tensor._backward_hooks:
-            raise UserError(
-                f"a parameter of shape {tuple(tensor.shape)} has a hook on its gradient, which would run at every evaluation; "
-                'remove it, or choose gradient="backprop"'
-            )
-    seen = {get_gradient_edge(tensor)[:2] for tensor in named}
-    stack = [get_gradient_edge(slope)[:2]] if slope.requires_grad else []
-    while stack:
-        node, output = stack.pop()
-        if (node, output) in seen:
-            continue
-        seen.add((node, output))
-        leaf = getattr(node, "variable", None)
-        if leaf is not None:
-            raise UserError(
-                f"the field uses a tensor of shape {tuple(leaf.shape)} that requires grad and is not among its parameters, so that its "
-                "gradient would be lost; name it in parameters=(...), make the field an nn.Module that owns it, or detach it"
-            )
-        stack += [(earlier, output) for earlier, output in node.next_functions if earlier is not None]

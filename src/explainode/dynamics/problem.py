@@ -56,17 +56,15 @@ def check_times(t0: float | Tensor, t1: float | Tensor) -> Interval:
     """The interval from t0 to t1.
 
     Raises:
-        UserError: if they are not scalars, not finite, or not in order.
+        UserError: if they are not scalars, not finite, or equal.
     """
     for name, t in (("t0", t0), ("t1", t1)):
         if isinstance(t, Tensor) and t.dim() != 0:
             raise UserError(f"{name} must be a number or a 0-dim tensor, got shape {tuple(t.shape)}")
     interval = Interval(t0, t1)
     start, end = interval.start, interval.end
-    if not (math.isfinite(start) and math.isfinite(end) and start < end):
-        raise UserError(
-            f"t1 must come after t0, got t0={start:g} and t1={end:g}; to go backward in time, negate the field and swap the times"
-        )
+    if not (math.isfinite(start) and math.isfinite(end)) or start == end:
+        raise UserError(f"t0 and t1 must be finite and differ, got t0={start:g} and t1={end:g}")
     return interval
 
 
@@ -74,14 +72,15 @@ def check_grid(grid: Tensor | Sequence[float], interval: Interval) -> list[float
     """A saved grid as numbers.
 
     Raises:
-        UserError: if it does not run upward from t0 to t1.
+        UserError: if it does not run from t0 to t1 in one direction.
     """
     times = [float(t) for t in (grid.tolist() if isinstance(grid, Tensor) else grid)]
-    rises = len(times) > 1 and all(a < b for a, b in pairwise(times))
-    if not rises or times[0] != interval.start or times[-1] != interval.end:
+    direction = interval.direction
+    runs = len(times) > 1 and all((b - a) * direction > 0 for a, b in pairwise(times))
+    if not runs or times[0] != interval.start or times[-1] != interval.end:
         ends = f" from {times[0]:g} to {times[-1]:g}" if times else ""
         raise UserError(
-            f"grid must rise from t0={interval.start:g} to t1={interval.end:g}, got {len(times)} times{ends}"
+            f"grid must {'rise' if direction > 0 else 'fall'} from t0={interval.start:g} to t1={interval.end:g}, got {len(times)} times{ends}"
         )
     return times
 

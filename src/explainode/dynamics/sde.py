@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from explainode.dynamics.brownian import BrownianPath, check_interval, check_key
+from explainode.dynamics.draws import RandomState
 from explainode.dynamics.failure import NonFiniteState
-from explainode.dynamics.field import Field, check_modes, check_transforms, module_of, random_state, set_random_state
+from explainode.dynamics.field import Field, check_transforms
 from explainode.dynamics.problem import outside_compiler
+from explainode.dynamics.replay import Replay, Session
 from explainode.dynamics.step import Time
+from explainode.dynamics.surroundings import check_modes, module_of
 from explainode.errors import UserError, nearest
 
 VectorField = Callable[
@@ -184,9 +188,12 @@ class _March:
     def time(self, n: int) -> float:
         return self.path.t0 + (self.path.t1 - self.path.t0) * (n / self.solver.steps)
 
-    def change(self, n: int, x: Tensor, replay: bool = False) -> Tensor:
-        """X_{n+1} - X_n; a replay sees scope and autocast as they were where the march began."""
-        f, g = (self.drift.replay, self.diffusion.replay) if replay else (self.drift, self.diffusion)
+    def change(self, n: int, x: Tensor) -> Tensor:
+        """X_{n+1} - X_n."""
+        return self.change_by(self.drift, self.diffusion, n, x)
+
+    def change_by(self, f: Evaluate, g: Evaluate, n: int, x: Tensor) -> Tensor:
+        """The same, by what stands for drift and diffusion."""
         dW = self.path.increment(n, self.like, self.solver.refinement)
         return self.solver.change(f, g, self.time(n), x, self.h, dW)
 
@@ -200,7 +207,7 @@ class _March:
         n = 0
         with torch.no_grad():
             for n in range(self.solver.steps):
-                x = x + self.change(n, x, replay=True)
+                x = x + self.change(n, x)
                 if not torch.isfinite(x).all():
                     break
         return NonFiniteState(self.time(n), self.h, (n + 1) * sum(self.solver.evaluations_per_step))
@@ -261,15 +268,15 @@ class _DiscreteAdjoint(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, march: _March, x0: Tensor, *learned: Tensor) -> Tensor:
-        x, states, draws = x0, [], [random_state(x0.device)]
+        x, states, draws = x0, [], []
+        fields = march.drift, march.diffusion
         for n in range(march.solver.steps):
             states.append(x)
-            x = x + march.change(n, x)
-            draws.append(random_state(x0.device))
+            drawn: list[RandomState | None] = []
+            x = x + march.change_by(*(partial(_noting, field, drawn) for field in fields), n, x)
+            draws.append(drawn)
         ctx.save_for_backward(*states)
-        ctx.march, ctx.learned, ctx.versions = march, learned, [parameter._version for parameter in learned]
-        drew = any(not torch.equal(before, after) for before, after in zip(draws[0], draws[-1], strict=True))
-        ctx.draws = draws if drew else None  # None: the fields draw nothing from torch's generators
+        ctx.march, ctx.draws, ctx.replay, ctx.end = march, draws, Replay(fields), x.clone()
         return x
 
     @staticmethod
@@ -278,34 +285,42 @@ class _DiscreteAdjoint(torch.autograd.Function):
             raise UserError(
                 'the discrete adjoint cannot be differentiated twice (create_graph=True); use gradient="backprop"'
             )
-        if any(parameter._version != version for parameter, version in zip(ctx.learned, ctx.versions, strict=True)):
-            raise RuntimeError(
-                "a parameter of the drift or diffusion was changed in place between the forward and the backward pass"
-            )
-        march, states, device = ctx.march, ctx.saved_tensors, gradient.device
+        march, states = ctx.march, ctx.saved_tensors
         _, needs_x0, *needs_learned = ctx.needs_input_grad
-        wanted = [parameter for parameter, needed in zip(ctx.learned, needs_learned, strict=True) if needed]
-        totals: list[Tensor | None] = [None] * len(wanted)
-        before = random_state(device)
-        try:
+        wanted = [i for i, needed in enumerate(needs_learned) if needed]
+        totals: list[Tensor | None] = [None] * len(needs_learned)
+
+        def through(session: Session) -> Tensor:
+            at, x_next = gradient, ctx.end
             for n in reversed(range(march.solver.steps)):
-                if ctx.draws is not None:
-                    set_random_state(ctx.draws[n], device)
                 x = states[n].detach().requires_grad_(n > 0 or needs_x0)
-                with torch.enable_grad():
-                    change = march.change(n, x, replay=True)
-                if not change.requires_grad:
-                    continue
-                sources = [x, *wanted] if x.requires_grad else wanted
-                slopes = list(torch.autograd.grad(change, sources, gradient, allow_unused=True))
+                again = partial(_again, session, iter(ctx.draws[n]))
+                f, g = partial(again, march.drift), partial(again, march.diffusion)
+                change = session.linearize(partial(march.change_by, f, g, n, x), [x] if x.requires_grad else [])
+                assert change.value is not None
+                session.check(states[n] + change.value, x_next)
+                x_next = states[n]
+                slopes = change.products(at, wanted)
                 if x.requires_grad:
-                    gradient = _sum(gradient, slopes.pop(0))  # lambda_n
-                totals = [_sum(total, slope) for total, slope in zip(totals, slopes, strict=True)]  # d theta
-                del change, slopes
-        finally:
-            set_random_state(before, device)
-        found = iter(totals)
-        return None, gradient if needs_x0 else None, *(next(found) if needed else None for needed in needs_learned)
+                    at = _sum(at, slopes.pop(0))  # lambda_n
+                for i, slope in zip(wanted, slopes, strict=True):
+                    totals[i] = _sum(totals[i], slope)  # d theta
+            return at
+
+        gradient = ctx.replay.run(through)
+        return None, gradient if needs_x0 else None, *totals
+
+
+def _noting(field: Field, drawn: list[RandomState | None], t: Time, x: Tensor) -> Tensor:
+    """field(t, x), and where the generators were before."""
+    value = field(t, x)
+    drawn.append(field.before)
+    return value
+
+
+def _again(session: Session, drawn: Iterator[RandomState | None], field: Field, t: Time, x: Tensor) -> Tensor:
+    """field(t, x) as it was, with the next of what was noted."""
+    return session.evaluate(field, t, x, next(drawn))
 
 
 def _sum(a: Any, b: Any) -> Any:

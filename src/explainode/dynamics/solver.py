@@ -109,12 +109,12 @@ class RungeKutta:
         Args:
             field: f(t, x), (), (B, *S) -> (B, *S); the same answer whenever it is asked (draws from torch's generator are replayed).
             x0: (B, *S), floating point.
-            t0, t1: numbers or 0-dim tensors.
+            t0, t1: numbers or 0-dim tensors; backward in time where t1 < t0.
             grid: the grid of another solution, to take the same steps; `steps` and the tolerances are then not used.
             parameters: tensors to differentiate by; None takes those of the field where it is a module, or of the module it is a method of.
 
         Raises:
-            UserError: if t1 <= t0, the grid does not fit, the field changes its shape, dtype or input, holds batch normalization or
+            UserError: if t0 and t1 are equal, the grid does not fit, the field changes its shape, dtype or input, holds batch normalization or
                 dropout in train mode, or would lose a gradient.
             SolverError: if the state is not finite, the step underflows, or max_steps is reached.
         """
@@ -151,7 +151,8 @@ class RungeKutta:
         if torch.is_grad_enabled() and (x0.requires_grad or interval.differentiated or f.parameters):
             check_transforms(self.gradient)
             return CheckpointedWalk(self.method, f, x0, interval, self.memory)
-        return Walk(self.method, f, x0, interval)
+        # Where nothing that we know of needs a gradient, autograd looks on: a tensor that enters late keeps its own.
+        return (TracedWalk if torch.is_grad_enabled() else Walk)(self.method, f, x0, interval)
 
     @property
     def continuous_adjoint(self) -> TorchDiffEq:

@@ -30,6 +30,11 @@ class Interval:
         return float(self.t1.detach()) if isinstance(self.t1, Tensor) else float(self.t1)
 
     @property
+    def direction(self) -> int:
+        """1 forward in time, -1 backward."""
+        return 1 if self.end > self.start else -1
+
+    @property
     def differentiated(self) -> bool:
         return any(isinstance(t, Tensor) and t.requires_grad for t in (self.t0, self.t1))
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from explainode.dynamics.failure import NonFiniteState, SolverError, StepUnderflow, TooManySteps
 from explainode.dynamics.field import Field
 from explainode.dynamics.problem import Solution, VectorField, check_grid, check_state, check_times, outside_compiler
+from explainode.dynamics.step import Interval
 from explainode.dynamics.walk import is_finite
 from explainode.errors import UserError, nearest
 
@@ -88,7 +89,7 @@ class TorchDiffEq:
 
         x0, interval = check_state(x0), check_times(t0, t1)
         f = Field(field, x0, parameters, inspect=self.adjoint and torch.is_grad_enabled())
-        watched = (_Watched if self.method in FIXED else _WatchedAdaptive)(f, interval.start)
+        watched = (_Watched if self.method in FIXED else _WatchedAdaptive)(f, interval)
         options: dict[str, Any] = {"max_num_steps": self.max_steps}
         if self.method in FIXED:
             times = interval.equal_steps(self.steps or 1) if grid is None else check_grid(grid, interval)
@@ -108,16 +109,18 @@ class TorchDiffEq:
             raise _failure(str(error), watched) from error
         if not is_finite(state):
             raise NonFiniteState(watched.times[-1], watched.dt, f.evaluations)
-        accepted = times if self.method in FIXED else [t for t in watched.times if t < interval.end] + [interval.end]
+        inside = [t for t in watched.times if (interval.end - t) * interval.direction > 0]
+        accepted = times if self.method in FIXED else [*inside, interval.end]
         return Solution(state, torch.tensor(accepted, dtype=torch.float64), f.evaluations, watched.rejected)
 
 
 class _Watched(nn.Module):
     """The field as torchdiffeq wants it, noting what the solver does; not the field's module, so that nothing is registered twice."""
 
-    def __init__(self, f: Field, start: float) -> None:
+    def __init__(self, f: Field, interval: Interval) -> None:
         super().__init__()
-        self.f, self.times, self.dt, self.rejected = f, [start], 0.0, 0
+        self.f, self.times, self.dt, self.rejected = f, [interval.start], 0.0, 0
+        self.direction = interval.direction  # torchdiffeq goes backward by negating time, and calls back with its own
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:
         if torch._C._current_autograd_node() is not None:  # inside backward
@@ -129,11 +132,11 @@ class _WatchedAdaptive(_Watched):
     """With torchdiffeq's callbacks, which it warns about where steps are fixed."""
 
     def callback_accept_step(self, t: Tensor, x: Tensor, dt: Tensor) -> None:
-        self.dt = float(dt.detach())
-        self.times.append(float(t.detach()) + self.dt)
+        self.dt = self.direction * float(dt.detach())
+        self.times.append(self.direction * float(t.detach()) + self.dt)
 
     def callback_reject_step(self, t: Tensor, x: Tensor, dt: Tensor) -> None:
-        self.dt = float(dt.detach())
+        self.dt = self.direction * float(dt.detach())
         self.rejected += 1
 
 

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from explainode.dynamics.adjoint import Record, Span, SymplecticAdjoint
 from explainode.dynamics.controller import Controller
+from explainode.dynamics.draws import RandomState
 from explainode.dynamics.failure import NonFiniteState, StepUnderflow, TooManySteps
-from explainode.dynamics.field import Field, RandomState, random_state
+from explainode.dynamics.field import Field
 from explainode.dynamics.step import Interval, Step, Time, combine, step
 from explainode.dynamics.tableau import Tableau
 
@@ -48,23 +49,24 @@ class Walk:
         Raises:
             SolverError: if the state or the field is not finite, the step underflows, or max_steps is reached.
         """
-        t, end = self.interval.start, self.interval.end
+        t, end, direction = self.interval.start, self.interval.end, self.interval.direction
         smallest = 10 * torch.finfo(self.f.time_dtype).eps * max(abs(t), abs(end))
         k_1: Tensor | None = self.evaluate(t)
         assert k_1 is not None
         if not is_finite(k_1):
             raise NonFiniteState(t, 0.0, self.f.evaluations)
         with torch.no_grad():
-            dt = controller.first_step(self.f, t, self.x, k_1, end - t)
+            size = controller.first_step(self.f, t, self.x, k_1, end - t)
         for _ in range(max_steps):
-            t_next = end if end - t <= 1.01 * dt else t + dt  # no sliver at the end
-            if t_next == t:
-                raise StepUnderflow(t, dt, self.f.evaluations)
+            t_next = end if abs(end - t) <= 1.01 * size else t + direction * size  # no sliver at the end
+            dt = t_next - t
+            if not dt:
+                raise StepUnderflow(t, direction * size, self.f.evaluations)
             trial = self.attempt(t, t_next, range(self.method.stages), k_1)
             with torch.no_grad():
-                error = combine(torch.zeros_like(self.x), t_next - t, self.method.error_weights, trial.slopes)
+                error = combine(torch.zeros_like(self.x), dt, self.method.error_weights, trial.slopes)
                 accepted, factor = controller.judge(controller.norm(error, self.x, trial.state))
-            dt = (t_next - t) * factor
+            size = abs(dt) * factor
             if accepted:
                 t = t_next
                 self.accept(t, trial)
@@ -73,9 +75,10 @@ class Walk:
                 k_1 = trial.slopes[-1] if self.method.fsal else self.evaluate(t)
             else:
                 self.rejected += 1
-                if dt < smallest:
-                    raise (StepUnderflow if is_finite(trial.state) else NonFiniteState)(t, dt, self.f.evaluations)
-        raise TooManySteps(t, dt, self.f.evaluations)
+                if size < smallest:
+                    failure = StepUnderflow if is_finite(trial.state) else NonFiniteState
+                    raise failure(t, direction * size, self.f.evaluations)
+        raise TooManySteps(t, direction * size, self.f.evaluations)
 
     def evaluate(self, t: float) -> Tensor:
         """k_1, where we are."""
@@ -132,39 +135,33 @@ class CheckpointedWalk(Walk):
         self.memory = memory
         self.states = {0: x0}  # x_n by n, those that are kept
         self.inputs: dict[int, list[Tensor]] = {}  # X_i of the working stages after the first, by n
-        self.draws: list[list[RandomState]] = []
+        self.draws: list[list[RandomState | None] | None] = []
         self._every = 1
-        self._last_draw = random_state(f.device)
-        self._first_draw = self._last_draw  # before k_1 was evaluated
-        self._tried: dict[int, RandomState] = {}
-
-    def _draw(self) -> RandomState:
-        """The random state now; the same object as before where nothing was drawn since."""
-        state = random_state(self.f.device)
-        if not all(torch.equal(a, b) for a, b in zip(state, self._last_draw, strict=True)):
-            self._last_draw = state
-        return self._last_draw
+        self._k_1_draw: RandomState | None = None
+        self._tried: dict[int, RandomState | None] = {}
 
     def evaluate(self, t: float) -> Tensor:
-        self._first_draw = self._draw()
-        return super().evaluate(t)
+        k_1 = super().evaluate(t)
+        self._k_1_draw = self.f.before
+        return k_1
 
     def attempt(self, t: float, t_next: float, stages: Sequence[int], k_1: Tensor | None) -> Step:
         order = iter(stages if k_1 is None else stages[1:])
-        self._tried = {} if k_1 is None else {0: self._first_draw}
+        self._tried = {} if k_1 is None else {0: self._k_1_draw}
 
         def evaluate(t_i: Time, x_i: Tensor) -> Tensor:
-            self._tried[next(order)] = self._draw()
-            return self.f(t_i, x_i)
+            slope = self.f(t_i, x_i)
+            self._tried[next(order)] = self.f.before
+            return slope
 
         with torch.no_grad():
             return step(self.method, evaluate, t, t_next, self.x, stages, k_1)
 
     def accept(self, t: float, taken: Step) -> None:
         n, working = len(self.grid) - 1, self.method.working_stages
-        self.draws.append([self._tried[i] for i in working])
-        if self.method.fsal and self.method.stages - 1 in self._tried:
-            self._first_draw = self._tried[self.method.stages - 1]
+        self.draws.append([self._tried[i] for i in working] if self.f.draws else None)
+        if self.method.fsal:
+            self._k_1_draw = self._tried.get(self.method.stages - 1)
         if self.memory == "stage":
             self.inputs[n] = [x_i for i in working[1:] if (x_i := taken.inputs[i]) is not None]
         super().accept(t, taken)
@@ -177,7 +174,7 @@ class CheckpointedWalk(Walk):
             self.states = {index: state for index, state in self.states.items() if index % self._every == 0}
 
     def result(self) -> Tensor:
-        record = Record(self.method, self.f, self.interval, self.grid, self.draws)
+        record = Record(self.method, self.f, self.interval, self.grid, self.draws, self.x.clone())
         self.states[len(self.grid) - 1] = self.x
         times = self.interval.t0, self.interval.t1
         x = self.states.pop(0)
