@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from explainode.dynamics.controller import Controller
+from explainode.dynamics.controller import CONTROLLERS, NORMS, Controller
 from explainode.dynamics.failure import SolverError
 from explainode.dynamics.field import Field, check_transforms
 from explainode.dynamics.problem import Solution, VectorField, check_grid, check_state, check_times, outside_compiler
@@ -37,6 +37,9 @@ class RungeKutta:
             "adjoint", torchdiffeq's continuous adjoint: approximate, its error is that of the discretization.
         memory: of the symplectic adjoint. "step" keeps one state per step; "stage" one per stage and saves a recomputation; "sqrt" about
             2 sqrt(steps) states for one more forward pass.
+        norm: of the error estimate. "batch" is the root mean square over all elements; "sample" the largest of those of single samples, so that easy
+            images cannot hide a hard one; "max" the largest element.
+        controller: of adaptive steps: "I", "PI" or "PID"; see `Controller`.
         max_steps: that adaptive steps may take, rejected ones included.
         fallback_steps: fixed steps to take where adaptive ones fail; None raises.
 
@@ -60,10 +63,17 @@ class RungeKutta:
     memory: str = "step"
     max_steps: int = 1000
     fallback_steps: int | None = None
+    norm: str = "batch"
+    controller: str = "I"
 
     def __post_init__(self) -> None:
         method = self.method
-        for what, word, words in (("gradient", self.gradient, GRADIENTS), ("memory", self.memory, MEMORIES)):
+        for what, word, words in (
+            ("gradient", self.gradient, GRADIENTS),
+            ("memory", self.memory, MEMORIES),
+            ("norm", self.norm, NORMS),
+            ("controller", self.controller, tuple(CONTROLLERS)),
+        ):
             if word not in words:
                 raise UserError(
                     f"{what} must be one of {', '.join(words)}, got {word!r}; the nearest is {nearest(word, words, 1).split(',')[0]}"
@@ -132,7 +142,8 @@ class RungeKutta:
             walk.fixed(times)
         else:
             try:
-                walk.adaptive(Controller(self.method, self.rtol, self.atol), self.max_steps)
+                controller = Controller(self.method, self.rtol, self.atol, self.controller, self.norm)
+                walk.adaptive(controller, self.max_steps)
             except SolverError as error:
                 if self.fallback_steps is None:
                     raise
