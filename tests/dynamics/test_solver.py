@@ -69,7 +69,9 @@ def test_fixed_steps_evaluate_what_they_need(field, x0):
 @pytest.mark.parametrize("name", [name for name, method in TABLEAUS.items() if method.adaptive])
 def test_adaptive_steps_meet_the_tolerance(name, x0):
     tight = {"rtol": 1e-4, "atol": 1e-6} if TABLEAUS[name].order < 3 else {"rtol": 1e-8, "atol": 1e-10}
-    if name == "fehlberg2":  # its estimate is 1/512 of a slope's change, and far below its error where steps grow quickly
+    if (
+        name == "fehlberg2"
+    ):  # its estimate is 1/512 of a slope's change, and far below its error where steps grow quickly
         tight["controller"] = "PI"
     solution = RungeKutta(name, **tight, max_steps=5000).solve(decay, x0, 0.0, 2.0)
     error = (solution.state - x0 * torch.exp(torch.tensor(-2.0))).abs().max()

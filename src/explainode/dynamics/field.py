@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from explainode.dynamics.draws import RandomState, moved, random_state
-from explainode.dynamics.graph import check_graph, clock, edges_of
+from explainode.dynamics.graph import Known, check_graph, clock, edge_of
 from explainode.dynamics.step import Time
 from explainode.dynamics.surroundings import Surroundings, check_modes, module_of
 from explainode.errors import UserError
@@ -109,7 +109,7 @@ class Field:
         started = clock()
         slope = self.surroundings.again(lambda: self.evaluate_again(t, x))
         sources = (x, *((t,) if isinstance(t, Tensor) else ()), *self.parameters, *self.frozen)
-        check_graph(slope, edges_of(sources), started)
+        check_graph(edge_of(slope), Known.of(sources), (), started)
         return slope
 
     def evaluate_again(self, t: Time, x: Tensor) -> Tensor:
@@ -168,7 +168,7 @@ class Field:
                 f"evaluating the field changes its buffer {changed!r}, so that every evaluation would be of another field; "
                 'put the layer that owns it into eval mode while the equation is solved, or choose gradient="backprop"'
             )
-        check_graph(slope, edges_of((leaf, *self.parameters)), started)
+        check_graph(edge_of(slope), Known.of(self.parameters), (leaf,), started)
         there_anyway = (x, *self.parameters, *self.surroundings.tensors())
         if saved is not None:
             self.saved = [tensor for tensor in there_anyway[1:] if _storage(tensor) in saved]

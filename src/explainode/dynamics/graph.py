@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import Node, get_gradient_edge
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from explainode.errors import UserError
 
-Edge = tuple[Node, int]
 _REENTRANT = "CheckpointFunctionBackward"  # torch.utils.checkpoint(use_reentrant=True)
 
 
-def edges_of(tensors: Iterable[Tensor]) -> set[Edge]:
-    """Where the gradients of tensors arrive; those that require none have no edge."""
-    return {tuple(get_gradient_edge(tensor)[:2]) for tensor in tensors if tensor.requires_grad}  # type: ignore[misc]
+class Known(NamedTuple):
+    """Tensors whose gradients may arrive: leaves by identity, and where those of computed tensors do."""
+
+    leaves: frozenset[int]
+    edges: frozenset[tuple[Node, int]]
+
+    @staticmethod
+    def of(tensors: Iterable[Tensor]) -> Known:
+        tensors = list(tensors)
+        computed = [get_gradient_edge(tensor) for tensor in tensors if not tensor.is_leaf]
+        return Known(frozenset(map(id, tensors)), frozenset((edge.node, edge.output_nr) for edge in computed))
 
 
 def clock() -> int:
@@ -25,41 +32,49 @@ def clock() -> int:
     return int(torch._C._autograd._get_sequence_nr())  # there is no public way to ask
 
 
-def check_graph(result: Tensor, known: set[Edge], started: int) -> bool:
+def check_graph(edge: GradientEdge | None, known: Known, leaves: Sequence[Tensor], started: int) -> bool:
     """Walk the graph of an evaluation, and refuse what would lose a gradient without a word.
 
     Args:
-        result: of the evaluation.
-        known: where the gradients of those tensors arrive that are differentiated by, or that need none.
+        edge: where the gradient of the evaluation's result arrives; None if it has no graph.
+        known: what is differentiated by, or needs no gradient.
+        leaves: the same, of this evaluation: state and time.
         started: `clock()` before the evaluation.
 
     Returns:
         Whether the graph reaches back to operations before the evaluation, so that it must not be used up.
 
     Raises:
-        UserError: if a tensor that requires grad feeds the result other than through `known`, or its graph cannot be differentiated piece by piece.
+        UserError: if a tensor that requires grad feeds the result and is none of these, or its graph cannot be differentiated piece by piece.
     """
     older = False
-    seen = set(known)
-    stack: list[Any] = [tuple(get_gradient_edge(result)[:2])] if result.requires_grad else []
+    seen: set[Any] = set(known.edges)
+    stack: list[Any] = [] if edge is None else [(edge.node, edge.output_nr)]
     while stack:
-        edge = stack.pop()
-        if edge in seen:
+        here = stack.pop()
+        if here in seen:
             continue
-        seen.add(edge)
-        node = edge[0]
+        seen.add(here)
+        node = here[0]
         earlier = node.next_functions
         if earlier:
             older = older or node._sequence_nr() < started
             stack += [edge for edge in earlier if edge[0] is not None]
-        elif (leaf := getattr(node, "variable", None)) is not None:
+            if type(node).__name__ == _REENTRANT:
+                raise UserError(
+                    "the field uses torch.utils.checkpoint with use_reentrant=True, whose graph hides what it depends on; "
+                    'pass use_reentrant=False, or choose gradient="backprop"'
+                )
+            continue
+        leaf = getattr(node, "variable", None)
+        if leaf is not None and id(leaf) not in known.leaves and all(leaf is not ours for ours in leaves):
             raise UserError(
                 f"the field uses a tensor of shape {tuple(leaf.shape)} that requires grad and is not among its parameters, so that its "
                 "gradient would be lost; name it in parameters=(...), make the field an nn.Module that owns it, or detach it"
             )
-        if type(node).__name__ == _REENTRANT:
-            raise UserError(
-                "the field uses torch.utils.checkpoint with use_reentrant=True, whose graph hides what it depends on; "
-                'pass use_reentrant=False, or choose gradient="backprop"'
-            )
     return older
+
+
+def edge_of(result: Tensor) -> GradientEdge | None:
+    """Where the gradient of a result arrives; None if it depends on nothing that requires grad."""
+    return get_gradient_edge(result) if result.requires_grad else None

@@ -9,11 +9,11 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge
 
 from explainode.dynamics.draws import DrawAgain, RandomState, random_state, set_random_state
 from explainode.dynamics.field import Field
-from explainode.dynamics.graph import Edge, check_graph, clock, edges_of
+from explainode.dynamics.graph import Known, check_graph, clock, edge_of
 from explainode.dynamics.step import Time
 from explainode.dynamics.surroundings import Aliases, FieldChanged
 
@@ -68,7 +68,7 @@ class Replay:
                     stand_ins = {id(p): target for p, target in zip(self.parameters, targets, strict=True)}
                     stack.enter_context(Aliases(stand_ins))
                 session = Session(
-                    self, targets, edges_of((*targets, *(tensor for field in self.fields for tensor in field.frozen)))
+                    self, targets, Known.of((*targets, *(tensor for field in self.fields for tensor in field.frozen)))
                 )
                 stack.callback(session.leave)
                 return work(session)
@@ -119,10 +119,10 @@ class Session:
     Args:
         replay: what all nodes of a solution have in common.
         targets: the parameters, or who stands for them.
-        known: where gradients may arrive, besides at an evaluation's own leaves.
+        known: what gradients may arrive at, besides an evaluation's own leaves.
     """
 
-    def __init__(self, replay: Replay, targets: Sequence[Tensor], known: set[Edge]) -> None:
+    def __init__(self, replay: Replay, targets: Sequence[Tensor], known: Known) -> None:
         self.check = replay.check
         self._replay, self._targets, self._known = replay, targets, known
         self._outside: RandomState | None = None
@@ -154,8 +154,9 @@ class Session:
         started = clock()
         with torch.enable_grad():
             result = evaluate()
-        older = check_graph(result, self._known | edges_of(leaves), started)
-        return Linearized(result, leaves, self._targets, older)
+        edge = edge_of(result)
+        older = check_graph(edge, self._known, leaves, started)
+        return Linearized(result.detach(), edge, leaves, self._targets, older)
 
     def _rewind(self, state: RandomState) -> None:
         if self._outside is None:
@@ -170,10 +171,11 @@ class Linearized:
         value: the result without its graph; whoever needs it no longer sets it to None.
     """
 
-    def __init__(self, result: Tensor, leaves: Sequence[Tensor], targets: Sequence[Tensor], older: bool) -> None:
-        self.value: Tensor | None = result.detach()
-        self._edge: GradientEdge | None = get_gradient_edge(result) if result.requires_grad else None
-        self._leaves, self._targets, self._older = leaves, targets, older
+    def __init__(
+        self, value: Tensor, edge: GradientEdge | None, leaves: Sequence[Tensor], targets: Sequence[Tensor], older: bool
+    ) -> None:
+        self.value: Tensor | None = value
+        self._edge, self._leaves, self._targets, self._older = edge, leaves, targets, older
 
     def products(self, u: Tensor, wanted: Sequence[int]) -> list[Tensor | None]:
         """u multiplied by the derivatives with respect to the leaves and the parameters `wanted`, from the left; None where there is no dependence."""
