@@ -42,7 +42,7 @@ class Record:
     Attributes:
         grid: t_0..t_N, the accepted steps, frozen.
         draws: per step, where the generators were before each working stage, None where it did not move them; a step without draws has None.
-        end: x_N, which whoever got it may change.
+        results: the states that were asked for, by step; x_N is a copy, since whoever got it may change it.
         started: the states where a node's backward pass was done last, by thread and step: what the node before must come to.
     """
 
@@ -51,7 +51,7 @@ class Record:
     interval: Interval
     grid: list[float]
     draws: list[list[RandomState | None] | None]
-    end: Tensor
+    results: dict[int, Tensor]
 
     def __post_init__(self) -> None:
         self.replay = Replay([self.field])
@@ -259,7 +259,8 @@ class SymplecticAdjoint(torch.autograd.Function):
             states = [x]
             for n in range(ctx.first, ctx.last - 1):
                 states.append(record.advance(session, n, states[-1]))
-            after = record.end if ctx.last == len(record.grid) - 1 else record.started.pop((get_ident(), ctx.last))
+            after = record.started.pop((get_ident(), ctx.last), None)
+            after = record.results[ctx.last] if after is None else after
             for done, n in enumerate(reversed(range(ctx.first, ctx.last))):
                 before = states.pop()
                 at = pullback(n, before, after, at, kept, ctx.released + done)

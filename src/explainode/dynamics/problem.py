@@ -31,6 +31,7 @@ class Solution:
         evaluations: of the field in the forward pass.
         rejected: steps that the controller tried and gave up.
         failure: why fixed steps were taken instead of adaptive ones (`fallback_steps`); None if they were not.
+        states: (T, B, *S), x at the T times that were asked for (`solve(..., at=...)`); None if none were.
     """
 
     state: Tensor
@@ -38,6 +39,7 @@ class Solution:
     evaluations: int
     rejected: int
     failure: SolverError | None = None
+    states: Tensor | None = None
 
 
 def check_state(x0: Tensor) -> Tensor:
@@ -83,6 +85,35 @@ def check_grid(grid: Tensor | Sequence[float], interval: Interval) -> list[float
             f"grid must {'rise' if direction > 0 else 'fall'} from t0={interval.start:g} to t1={interval.end:g}, got {len(times)} times{ends}"
         )
     return times
+
+
+def check_at(at: Tensor | Sequence[float] | None, interval: Interval) -> list[float]:
+    """The times between t0 and t1 at which the state is asked for, as numbers.
+
+    Raises:
+        UserError: if they do not run from t0 to t1 in one direction, or if t0 or t1 are differentiated, with which the steps would move.
+    """
+    if at is None:
+        return []
+    times = [float(t) for t in (at.tolist() if isinstance(at, Tensor) else at)]
+    inside = all(0 <= interval.fraction(t) <= 1 for t in times)
+    if not times or not inside or not all((b - a) * interval.direction > 0 for a, b in pairwise(times)):
+        raise UserError(
+            f"at must name times that run from t0={interval.start:g} to t1={interval.end:g}, each once, got {[round(t, 6) for t in times]}"
+        )
+    if interval.differentiated or (isinstance(at, Tensor) and at.requires_grad):
+        raise UserError(
+            "states at times between have no gradient with respect to t0, t1 and these times; pass them as numbers, or "
+            "solve from one to the next"
+        )
+    return times
+
+
+def through(grid: Sequence[float], at: Sequence[float]) -> list[float]:
+    """A grid that meets the times `at`: where it misses one by a rounding it is moved there, otherwise the step is cut in two."""
+    near = 1e-9 * abs(grid[-1] - grid[0])
+    kept = [t for t in grid if not any(abs(t - stop) <= near for stop in at)]
+    return sorted({*kept, *at}, reverse=grid[-1] < grid[0])
 
 
 def outside_compiler(solve: Solve) -> Solve:

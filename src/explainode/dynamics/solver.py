@@ -11,7 +11,16 @@ from torch import Tensor
 from explainode.dynamics.controller import CONTROLLERS, NORMS, Controller
 from explainode.dynamics.failure import SolverError
 from explainode.dynamics.field import Field, check_transforms
-from explainode.dynamics.problem import Solution, VectorField, check_grid, check_state, check_times, outside_compiler
+from explainode.dynamics.problem import (
+    Solution,
+    VectorField,
+    check_at,
+    check_grid,
+    check_state,
+    check_times,
+    outside_compiler,
+    through,
+)
 from explainode.dynamics.step import Interval
 from explainode.dynamics.tableau import Tableau, tableau
 from explainode.dynamics.torch_diff_eq import TorchDiffEq
@@ -113,6 +122,7 @@ class RungeKutta:
         *,
         grid: Tensor | Sequence[float] | None = None,
         parameters: Sequence[Tensor] | None = None,
+        at: Tensor | Sequence[float] | None = None,
     ) -> Solution:
         """x(t1) from x(t0) = x0, with the steps taken.
 
@@ -122,21 +132,30 @@ class RungeKutta:
             t0, t1: numbers or 0-dim tensors; backward in time where t1 < t0.
             grid: the grid of another solution, to take the same steps; `steps` and the tolerances are then not used.
             parameters: tensors to differentiate by; None takes those of the field where it is a module, or of the module it is a method of.
+            at: times from t0 to t1 at which the state is wanted as well, as `Solution.states`: a step ends at each, and losses along the way have
+                their exact gradient. Fixed steps that do not meet a time are cut in two there.
 
         Raises:
             UserError: if t0 and t1 are equal, the grid does not fit, the field changes its shape, dtype or input, holds batch normalization or
-                dropout in train mode, or would lose a gradient.
+                dropout in train mode, or would lose a gradient; for times `at` outside of the interval or out of order.
             SolverError: if the state is not finite, the step underflows, or max_steps is reached.
         """
         x0 = check_state(x0)
         interval = check_times(t0, t1)
         if self.gradient == "adjoint":
+            if at is not None:
+                raise UserError('gradient="adjoint" has no states at times between; choose "symplectic" or "backprop"')
             return self.continuous_adjoint.solve(field, x0, t0, t1, grid=grid, parameters=parameters)
-        times = None if self.steps is None else interval.equal_steps(self.steps)
+        stops = check_at(at, interval)
+        times = None if self.steps is None else through(interval.equal_steps(self.steps), stops)
         if grid is not None:
             times = check_grid(grid, interval)
+            if not set(stops) <= set(times):
+                raise UserError(
+                    f"a replayed grid must hold the times at={stops}; solve with them once, and replay that grid"
+                )
         f = Field(field, x0, parameters, inspect=torch.is_grad_enabled() and self.gradient == "symplectic")
-        walk = self._walk(f, x0, interval)
+        walk = self._walk(f, x0, interval, stops)
         failure = None
         if times is not None:
             walk.fixed(times)
@@ -148,22 +167,28 @@ class RungeKutta:
                 if self.fallback_steps is None:
                     raise
                 failure, rejected = error.with_traceback(None), walk.rejected
-                walk = self._walk(f, x0, interval)
+                walk = self._walk(f, x0, interval, stops)
                 walk.rejected = rejected
-                walk.fixed(interval.equal_steps(self.fallback_steps))
+                walk.fixed(through(interval.equal_steps(self.fallback_steps), stops))
+        state = walk.result()
         return Solution(
-            walk.result(), torch.tensor(walk.grid, dtype=torch.float64), f.evaluations, walk.rejected, failure
+            state,
+            torch.tensor(walk.grid, dtype=torch.float64),
+            f.evaluations,
+            walk.rejected,
+            failure,
+            torch.stack([walk.states[t] for t in stops]) if stops else None,
         )
 
-    def _walk(self, f: Field, x0: Tensor, interval: Interval) -> Walk:
+    def _walk(self, f: Field, x0: Tensor, interval: Interval, stops: Sequence[float]) -> Walk:
         """The kind of walk that leaves behind what the gradient needs."""
         if torch.is_grad_enabled() and self.gradient == "backprop":
-            return TracedWalk(self.method, f, x0, interval)
+            return TracedWalk(self.method, f, x0, interval, stops)
         if torch.is_grad_enabled() and (x0.requires_grad or interval.differentiated or f.parameters):
             check_transforms(self.gradient)
-            return CheckpointedWalk(self.method, f, x0, interval, self.memory)
+            return CheckpointedWalk(self.method, f, x0, interval, stops, self.memory)
         # Where nothing that we know of needs a gradient, autograd looks on: a tensor that enters late keeps its own.
-        return (TracedWalk if torch.is_grad_enabled() else Walk)(self.method, f, x0, interval)
+        return (TracedWalk if torch.is_grad_enabled() else Walk)(self.method, f, x0, interval, stops)
 
     @property
     def continuous_adjoint(self) -> TorchDiffEq:

@@ -24,13 +24,16 @@ class Walk:
         x: the state where we are.
         grid: the times of the accepted steps so far.
         rejected: steps that the controller gave up.
+        states: x at the times of `stops` that were met, part of autograd's graph as the result is.
     """
 
-    def __init__(self, method: Tableau, f: Field, x0: Tensor, interval: Interval) -> None:
+    def __init__(self, method: Tableau, f: Field, x0: Tensor, interval: Interval, stops: Sequence[float] = ()) -> None:
         self.method, self.f, self.x0, self.interval = method, f, x0, interval
         self.x = x0
         self.grid: list[float] = [interval.start]
         self.rejected = 0
+        self.stops = tuple(stops)  # times at which a step has to end
+        self.states = {interval.start: x0} if interval.start in stops else {}
 
     def fixed(self, times: Sequence[float]) -> None:
         """Take the steps of a given grid.
@@ -57,8 +60,10 @@ class Walk:
             raise NonFiniteState(t, 0.0, self.f.evaluations)
         with torch.no_grad():
             size = controller.first_step(self.f, t, self.x, k_1, end - t)
+        ahead = [stop for stop in self.stops if stop not in (t, end)] + [end]
         for _ in range(max_steps):
-            t_next = end if abs(end - t) <= 1.01 * size else t + direction * size  # no sliver at the end
+            lands = abs(ahead[0] - t) <= 1.01 * size  # no sliver at the end
+            t_next = ahead[0] if lands else t + direction * size
             dt = t_next - t
             if not dt:
                 raise StepUnderflow(t, direction * size, self.f.evaluations)
@@ -66,9 +71,12 @@ class Walk:
             with torch.no_grad():
                 error = combine(torch.zeros_like(self.x), dt, self.method.error_weights, trial.slopes)
                 accepted, factor = controller.judge(controller.norm(error, self.x, trial.state))
-            size = abs(dt) * factor
+            # a step that was cut short at a stop says little about the next one
+            size = max(size, abs(dt) * factor) if lands and accepted else abs(dt) * factor
             if accepted:
                 t = t_next
+                if lands:
+                    ahead.pop(0)
                 self.accept(t, trial)
                 if t == end:
                     return
@@ -94,6 +102,8 @@ class Walk:
         """Go on from the end of the step, at time t."""
         self.x = taken.state
         self.grid.append(t)
+        if t in self.stops:
+            self.states[t] = self.x
 
     def result(self) -> Tensor:
         """x(t1), part of autograd's graph where this walk leaves one."""
@@ -130,10 +140,12 @@ class CheckpointedWalk(Walk):
         memory: "step", "stage" or "sqrt", as in `RungeKutta`.
     """
 
-    def __init__(self, method: Tableau, f: Field, x0: Tensor, interval: Interval, memory: str) -> None:
-        super().__init__(method, f, x0, interval)
+    def __init__(
+        self, method: Tableau, f: Field, x0: Tensor, interval: Interval, stops: Sequence[float], memory: str
+    ) -> None:
+        super().__init__(method, f, x0, interval, stops)
         self.memory = memory
-        self.states = {0: x0}  # x_n by n, those that are kept
+        self.kept = {0: x0}  # x_n by n
         self.inputs: dict[int, list[Tensor]] = {}  # X_i of the working stages after the first, by n
         self.draws: list[list[RandomState | None] | None] = []
         self._every = 1
@@ -165,23 +177,25 @@ class CheckpointedWalk(Walk):
         if self.memory == "stage":
             self.inputs[n] = [x_i for i in working[1:] if (x_i := taken.inputs[i]) is not None]
         super().accept(t, taken)
-        if n + 1 - max(self.states) == self._every:
-            self.states[n + 1] = self.x
-        if (
-            self.memory == "sqrt" and len(self.states) > 2 * self._every
-        ):  # keep every second: about as many states as steps between two
-            self._every *= 2
-            self.states = {index: state for index, state in self.states.items() if index % self._every == 0}
+        if t in self.stops or (n + 1) % self._every == 0:
+            self.kept[n + 1] = self.x
+        if self.memory == "sqrt" and len(self.kept) - len(self.states) > 2 * self._every:
+            self._every *= 2  # keep every second: about as many states as steps between two
+            self.kept = {n: x for n, x in self.kept.items() if n % self._every == 0 or self.grid[n] in self.stops}
 
     def result(self) -> Tensor:
-        record = Record(self.method, self.f, self.interval, self.grid, self.draws, self.x.clone())
-        self.states[len(self.grid) - 1] = self.x
+        end = len(self.grid) - 1
+        self.kept[end] = self.x
+        results = {n: x for n, x in self.kept.items() if self.grid[n] in self.stops} | {end: self.x.clone()}
+        record = Record(self.method, self.f, self.interval, self.grid, self.draws, results)
         times = self.interval.t0, self.interval.t1
-        x = self.states.pop(0)
-        for first, last in pairwise([0, *self.states]):
-            result, kept = [self.states.pop(last)], self.inputs.pop(first, [])
-            span = Span(record, first, last, result, kept, released=len(self.states))
+        x = self.kept.pop(0)
+        for first, last in pairwise([0, *self.kept]):
+            result, kept = [self.kept.pop(last)], self.inputs.pop(first, [])
+            span = Span(record, first, last, result, kept, released=len(self.kept))
             x = SymplecticAdjoint.apply(span, x, *times, *self.f.parameters)  # type: ignore[no-untyped-call]
+            if self.grid[last] in self.stops:
+                self.states[self.grid[last]] = x
         return x
 
 
