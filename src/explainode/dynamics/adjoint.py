@@ -256,7 +256,7 @@ class SymplecticAdjoint(torch.autograd.Function):
 
         def through(session: Session) -> tuple[Tensor, Pullback]:
             pullback, at = Pullback(record, session, wanted, needs_t0 or needs_t1), gradient
-            states = [x]
+            states = [x.detach()]
             for n in range(ctx.first, ctx.last - 1):
                 states.append(record.advance(session, n, states[-1]))
             after = record.started.pop((get_ident(), ctx.last), None)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from explainode.dynamics.problem import (
     through,
 )
 from explainode.dynamics.step import Interval
+from explainode.dynamics.structure import Structure
 from explainode.dynamics.tableau import Tableau, tableau
 from explainode.dynamics.torch_diff_eq import TorchDiffEq
 from explainode.dynamics.walk import CheckpointedWalk, TracedWalk, Walk
@@ -123,29 +125,34 @@ class RungeKutta:
         grid: Tensor | Sequence[float] | None = None,
         parameters: Sequence[Tensor] | None = None,
         at: Tensor | Sequence[float] | None = None,
+        owner: Any = None,
     ) -> Solution:
         """x(t1) from x(t0) = x0, with the steps taken.
 
         Args:
             field: f(t, x), (), (B, *S) -> (B, *S); the same answer whenever it is asked (draws from torch's generator are replayed).
-            x0: (B, *S), floating point.
+            x0: (B, *S), floating point; or a tuple or dictionary of such tensors of one dtype and batch size, as which the field then gets its
+                state and returns its slope, and `Solution.state` comes.
             t0, t1: numbers or 0-dim tensors; backward in time where t1 < t0.
             grid: the grid of another solution, to take the same steps; `steps` and the tolerances are then not used.
             parameters: tensors to differentiate by; None takes those of the field where it is a module, or of the module it is a method of.
             at: times from t0 to t1 at which the state is wanted as well, as `Solution.states`: a step ends at each, and losses along the way have
                 their exact gradient. Fixed steps that do not meet a time are cut in two there.
+            owner: the module behind `field`, where it does not show it.
 
         Raises:
             UserError: if t0 and t1 are equal, the grid does not fit, the field changes its shape, dtype or input, holds batch normalization or
                 dropout in train mode, or would lose a gradient; for times `at` outside of the interval or out of order.
             SolverError: if the state is not finite, the step underflows, or max_steps is reached.
         """
+        if isinstance(x0, (tuple, list, dict)):
+            return self._solve_several(field, x0, t0, t1, grid, parameters, at)
         x0 = check_state(x0)
         interval = check_times(t0, t1)
         if self.gradient == "adjoint":
             if at is not None:
                 raise UserError('gradient="adjoint" has no states at times between; choose "symplectic" or "backprop"')
-            return self.continuous_adjoint.solve(field, x0, t0, t1, grid=grid, parameters=parameters)
+            return self.continuous_adjoint.solve(field, x0, t0, t1, grid=grid, parameters=parameters, owner=owner)
         stops = check_at(at, interval)
         times = None if self.steps is None else through(interval.equal_steps(self.steps), stops)
         if grid is not None:
@@ -154,7 +161,7 @@ class RungeKutta:
                 raise UserError(
                     f"a replayed grid must hold the times at={stops}; solve with them once, and replay that grid"
                 )
-        f = Field(field, x0, parameters, inspect=torch.is_grad_enabled() and self.gradient == "symplectic")
+        f = Field(field, x0, parameters, owner=owner, inspect=torch.is_grad_enabled() and self.gradient == "symplectic")
         walk = self._walk(f, x0, interval, stops)
         failure = None
         if times is not None:
@@ -179,6 +186,17 @@ class RungeKutta:
             failure,
             torch.stack([walk.states[t] for t in stops]) if stops else None,
         )
+
+    def _solve_several(
+        self, field: VectorField, x0: Any, t0: Any, t1: Any, grid: Any, parameters: Any, at: Any
+    ) -> Solution:
+        """`solve` for a state of several tensors."""
+        structure = Structure.of(x0)
+        joined = self.solve(
+            structure.field(field), structure.join(x0), t0, t1, grid=grid, parameters=parameters, at=at, owner=field
+        )
+        states = None if joined.states is None else structure.split(joined.states)
+        return replace(joined, state=structure.split(joined.state), states=states)
 
     def _walk(self, f: Field, x0: Tensor, interval: Interval, stops: Sequence[float]) -> Walk:
         """The kind of walk that leaves behind what the gradient needs."""

@@ -76,6 +76,7 @@ class TorchDiffEq:
         *,
         grid: Tensor | Sequence[float] | None = None,
         parameters: Sequence[Tensor] | None = None,
+        owner: Any = None,
     ) -> Solution:
         """x(t1) from x(t0) = x0, as `RungeKutta.solve`; a grid can be given to fixed methods only.
 
@@ -88,7 +89,7 @@ class TorchDiffEq:
         from torchdiffeq import odeint, odeint_adjoint  # brings scipy along, which takes its time: only when asked for
 
         x0, interval = check_state(x0), check_times(t0, t1)
-        f = Field(field, x0, parameters, inspect=self.adjoint and torch.is_grad_enabled())
+        f = Field(field, x0, parameters, owner=owner, inspect=self.adjoint and torch.is_grad_enabled())
         watched = (_Watched if self.method in FIXED else _WatchedAdaptive)(f, interval)
         options: dict[str, Any] = {"max_num_steps": self.max_steps}
         if self.method in FIXED:
