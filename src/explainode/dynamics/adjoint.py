@@ -57,9 +57,13 @@ class Record:
         self.replay = Replay([self.field])
         self.started: dict[tuple[int, int], Tensor] = {}
 
+    def ends(self, n: int) -> tuple[float, float]:
+        """Where step n begins and ends in time."""
+        return self.grid[n], self.grid[n + 1]
+
     def time(self, n: int, i: int) -> Time:
         """t_n + c_i dt_n."""
-        return stage_time(self.grid[n], self.grid[n + 1], self.tableau.c[i])
+        return stage_time(*self.ends(n), self.tableau.c[i])
 
     def evaluate(self, session: Session, n: int, i: int, time: Time, x_i: Tensor) -> Tensor:
         """k_i of step n as it was in the forward pass: same draws, same surroundings."""
@@ -74,8 +78,7 @@ class Record:
         return step(
             self.tableau,
             lambda t, x_i: self.evaluate(session, n, next(order), t, x_i),
-            self.grid[n],
-            self.grid[n + 1],
+            *self.ends(n),
             x,
             stages,
         ).state
@@ -96,6 +99,15 @@ class Sum:
             self.total.add_(term)
         else:
             self.total, self._ours = self.total + term, True
+
+
+@dataclass
+class Stages:
+    """The stages of one step, computed again: the state that they come to, and per stage its input X_i, or all of it ready to be differentiated."""
+
+    state: Tensor
+    inputs: dict[int, Tensor]
+    linearized: dict[int, Linearized]
 
 
 class Pullback:
@@ -134,23 +146,26 @@ class Pullback:
         Raises:
             FieldChanged: if the stages come to another state.
         """
-        tableau, dt = self.record.tableau, self.record.grid[n + 1] - self.record.grid[n]
-        working = tableau.working_stages
-        inputs: dict[int, Tensor] = {}
-        linearized: dict[int, Linearized] = {}
-        again = x
+        stages = Stages(x, dict(zip(self.record.tableau.working_stages, (x, *kept), strict=True)), {}) if kept else None
+        if stages is None:
+            stages = self.again(n, x, released)
+            self.session.check(stages.state, x_next)
+        gradient = self.through(n, stages, gradient, bool(kept))
         if kept:
-            inputs = dict(zip(working, (x, *kept), strict=True))
-        else:
-            again = self._recompute(n, x, working[-self._graphs(released) :], inputs, linearized)
-            self.session.check(again, x_next)
+            self.session.check(stages.state, x_next)
+        return gradient
+
+    def through(self, n: int, stages: Stages, gradient: Tensor, unsummed: bool = False) -> Tensor:
+        """lambda_{n+1} -> lambda_n by the stages of step n, used up on the way; where they are `unsummed`, their slopes are added to their state."""
+        tableau, dt = self.record.tableau, self._size(n)
         total, v, rate = Sum(gradient), dict[int, Tensor](), 0.0  # rate: dL/d dt_n
-        for i in reversed(working):
+        for i in reversed(tableau.working_stages):
             u = self._reaching(i, dt, gradient, v)
-            stage = linearized.pop(i) if i in linearized else self._linearize(n, i, inputs.pop(i))
-            if kept:
+            linear = stages.linearized
+            stage = linear.pop(i) if i in linear else self._linearize(n, i, stages.inputs.pop(i))
+            if unsummed:
                 assert stage.value is not None
-                again = combine(again, dt, (tableau.b[i],), (stage.value,))
+                stages.state = combine(stages.state, dt, (tableau.b[i],), (stage.value,))
             if self.times:
                 assert stage.value is not None
                 rate += float((stage.value * u).sum(dtype=torch.float64)) / dt
@@ -164,8 +179,6 @@ class Pullback:
                 self._stretch(n, float(of_time), tableau.c[i] * float(of_time))
             for p, product in zip(self._wanted, products, strict=True):
                 self.parameters[p].add(product)
-        if kept:
-            self.session.check(again, x_next)
         for v_i in v.values():
             total.add(v_i)
         if self.times:
@@ -173,7 +186,11 @@ class Pullback:
         assert total.total is not None
         return total.total
 
-    def _graphs(self, released: int) -> int:
+    def _size(self, n: int) -> float:
+        t, t_next = self.record.ends(n)
+        return t_next - t
+
+    def _graphs(self, released: float) -> int:
         """How many stages may have their graphs at the same time."""
         spare = SPARE_STATES if self._wanted else SPARE_STATES_INPUT_ONLY
         return 1 + int(max(0.0, spare + released) / self.record.field.graph_states)
@@ -187,32 +204,31 @@ class Pullback:
             leaves.append(time)
         return self.session.linearize(lambda: self.record.evaluate(self.session, n, i, time, leaves[0]), leaves)
 
-    def _recompute(
-        self, n: int, x: Tensor, with_graph: Sequence[int], inputs: dict[int, Tensor], linearized: dict[int, Linearized]
-    ) -> Tensor:
-        """The stages of step n again: X_i, or the whole stage for those `with_graph`; and the state that they come to."""
-        tableau, dt = self.record.tableau, self.record.grid[n + 1] - self.record.grid[n]
+    def again(self, n: int, x: Tensor, released: float) -> Stages:
+        """The stages of step n from x: X_i, or as many of the last with their graphs as there is memory for; and the state that they come to."""
+        tableau, dt = self.record.tableau, self._size(n)
+        with_graph = tableau.working_stages[-self._graphs(released) :]
+        stages = Stages(x, {}, {})
         slopes: list[Tensor | None] = [None] * tableau.stages
-        again = x
         for i in tableau.working_stages:
             x_i = combine(x, dt, tableau.a[i], slopes)  # Eq. (16)
             if i in with_graph:
-                linearized[i] = self._linearize(n, i, x_i)
-                slopes[i] = linearized[i].value
+                stage = stages.linearized[i] = self._linearize(n, i, x_i)
+                slope = stage.value
                 if not self.times:
-                    linearized[i].value = None
+                    stage.value = None
             else:
-                inputs[i] = x_i
-                slopes[i] = self.record.evaluate(self.session, n, i, self.record.time(n, i), x_i)
-            if tableau.b[i]:  # as `combine` would add them up, without keeping them
-                slope = slopes[i]
-                assert slope is not None
-                weight = dt * tableau.b[i]
-                again = torch.add(x, slope, alpha=weight) if again is x else again.add_(slope, alpha=weight)
+                stages.inputs[i] = x_i
+                slope = self.record.evaluate(self.session, n, i, self.record.time(n, i), x_i)
+            assert slope is not None
+            slopes[i] = slope
+            if weight := dt * tableau.b[i]:  # as `combine` would add them up, without keeping them
+                ours = stages.state is not x
+                stages.state = stages.state.add_(slope, alpha=weight) if ours else torch.add(x, slope, alpha=weight)
             for j in range(i + 1):  # what no later stage needs is given back
                 if not any(row[j] for row in tableau.a[i + 1 :]):
                     slopes[j] = None
-        return again
+        return stages
 
     def _reaching(self, i: int, dt: float, gradient: Tensor, v: dict[int, Tensor]) -> Tensor:
         """u_i = dt (b_i lambda + sum_{j>i} a_ji v_j)."""

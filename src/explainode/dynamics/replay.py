@@ -77,8 +77,8 @@ class Replay:
             session = partial(field.surroundings.again, session)
         return session()
 
-    def check(self, again: Tensor, was: Tensor) -> None:
-        """Compare a state that was computed again with the one that was.
+    def check(self, again: Tensor, was: Tensor, growth: float = 1.0) -> None:
+        """Compare a state that was computed again with the one that was; roundings may have grown by `growth`.
 
         Raises:
             FieldChanged: if they differ by more than roundings.
@@ -86,7 +86,7 @@ class Replay:
         if torch.equal(again, was):
             return
         difference, size = (again - was).abs().amax(), was.abs().amax()
-        if not bool(difference <= self._tolerance * size):
+        if not bool(difference <= growth * self._tolerance * size):
             raise FieldChanged(
                 f"the steps come out otherwise when they are computed again for the gradient (relative difference {float(difference / size):.1e}), so "
                 f"that {_BROKEN}; {self._changes()}"
