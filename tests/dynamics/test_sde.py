@@ -237,8 +237,8 @@ def test_torch_func_goes_through_backprop_and_is_told_so_elsewhere():
         torch.func.grad(lambda x: EulerMaruyama(4)(drift, noise, x, key).sum())(x0)
 
 
-def test_compiled_fields():
-    solver = Milstein  # asks the fields what Euler-Maruyama asks them, and the diffusion once more
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_compiled_fields(solver):
     drift, noise, x0, key = network(1), LearnedDiffusion(4, 0.3).double(), state(), keys(3)
     compiled = [torch.compile(field, backend="aot_eager") for field in (drift, noise)]
     assert (
@@ -247,7 +247,9 @@ def test_compiled_fields():
     )
 
 
-@pytest.mark.parametrize("solver", [EulerMaruyama(2), TorchSDE(steps=2)], ids=lambda solver: type(solver).__name__)
+@pytest.mark.parametrize(
+    "solver", [EulerMaruyama(2), Milstein(2), TorchSDE(steps=2)], ids=lambda solver: type(solver).__name__
+)
 def test_a_compiled_network_around_the_solver(solver):
     class Model(nn.Module):
         def __init__(self):

@@ -313,6 +313,15 @@ def test_torchdiffeq_settings_that_do_not_fit_are_refused(settings, words):
         TorchDiffEq(**settings)
 
 
+def test_torchdiffeq_in_half_precision():
+    x = torch.ones(2, 3, dtype=torch.float16, requires_grad=True)
+    for adjoint in (False, True):
+        with pytest.raises(UserError, match=r"float16 has too little for it.*float32"):
+            TorchDiffEq("dopri5", adjoint=adjoint)(lambda t, x: -x, x)
+        fixed = TorchDiffEq("rk4", steps=8, adjoint=adjoint)(lambda t, x: -x, x)
+        assert float(torch.autograd.grad(fixed.sum(), x)[0][0, 0]) == pytest.approx(math.exp(-1), abs=2e-3)
+
+
 def test_torchdiffeq_refuses_what_it_would_lose(x0):
     weight = torch.ones((), dtype=torch.float64, requires_grad=True)
     with pytest.raises(UserError, match="gradient would be lost"):

@@ -32,7 +32,7 @@ from explainode.dynamics.walk import is_finite
 from explainode.errors import UserError, nearest
 
 GRADIENTS = ("reversible", "backprop")
-SPARE = -4.0  # states' worth of graphs less than the symplectic adjoint keeps: nothing is released on the way
+SPARE = -8.0  # states' worth of graphs less than the symplectic adjoint keeps: nothing is released on the way
 
 
 @dataclass(frozen=True)
@@ -192,12 +192,12 @@ class _ReversibleAdjoint(torch.autograd.Function):
             of_y, of_z = gradient, torch.zeros_like(gradient)
             for n in reversed(range(steps)):
                 stages = pullback.again(2 * n + 1, y, SPARE)
-                z = z + (stages.state - y)
+                z = stages.state.sub_(y).add_(z)  # in place: this is where memory peaks
                 against = -of_z
-                of_y = of_y + (pullback.through(2 * n + 1, stages, against) - against)
+                of_y = of_y + pullback.through(2 * n + 1, stages, against).sub_(against)
                 stages = pullback.again(2 * n, z, SPARE)
-                y = (y - (1 - coupling) * z - (stages.state - z)) / coupling
-                of_z = of_z + pullback.through(2 * n, stages, of_y) - coupling * of_y
+                y = stages.state.sub_(z).neg_().add_(y).sub_(z, alpha=1 - coupling).div_(coupling)
+                of_z = (of_z + pullback.through(2 * n, stages, of_y)).sub_(of_y, alpha=coupling)
                 of_y = coupling * of_y
             growth = steps * coupling**-steps
             session.check(y, x0, growth)

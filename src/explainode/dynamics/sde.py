@@ -269,14 +269,15 @@ class _DiscreteAdjoint(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, march: _March, x0: Tensor, *learned: Tensor) -> Tensor:
         x, states, draws = x0, [], []
-        fields = march.drift, march.diffusion
         for n in range(march.solver.steps):
             states.append(x)
             drawn: list[RandomState | None] = []
-            x = x + march.change_by(*(partial(_noting, field, drawn) for field in fields), n, x)
+            x = x + march.change_by(
+                partial(_noting, march.drift, drawn), partial(_noting, march.diffusion, drawn), n, x
+            )
             draws.append(drawn)
         ctx.save_for_backward(*states)
-        ctx.march, ctx.draws, ctx.replay, ctx.end = march, draws, Replay(fields), x.clone()
+        ctx.march, ctx.draws, ctx.replay, ctx.end = march, draws, Replay((march.drift, march.diffusion)), x.clone()
         return x
 
     @staticmethod

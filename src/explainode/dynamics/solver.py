@@ -46,10 +46,10 @@ class RungeKutta:
         rtol, atol: the tolerance of adaptive steps, relative to the state and absolute.
         gradient: "symplectic", exact, from checkpoints; "backprop", exact, through the stored graph (the only one with second derivatives);
             "adjoint", torchdiffeq's continuous adjoint: approximate, its error is that of the discretization.
-        memory: of the symplectic adjoint. "step" keeps one state per step; "stage" one per stage and saves a recomputation; "sqrt" about
-            2 sqrt(steps) states for one more forward pass.
-        norm: of the error estimate. "batch" is the root mean square over all elements; "sample" the largest of those of single samples, so that easy
-            images cannot hide a hard one; "max" the largest element.
+        memory: of the symplectic adjoint. "step" keeps one state per step; "stage" one per stage and saves a recomputation, which pays for
+            some fields; "sqrt" about 2 sqrt(steps) states for one more forward pass. `Reversible` keeps three.
+        norm: of the error estimate. "batch" is the root mean square over all elements; "sample" the largest of those of single samples, so
+            that easy images cannot hide a hard one; "max" the largest element.
         controller: of adaptive steps: "I", "PI" or "PID"; see `Controller`.
         max_steps: that adaptive steps may take, rejected ones included.
         fallback_steps: fixed steps to take where adaptive ones fail; None raises.
@@ -61,9 +61,10 @@ class RungeKutta:
     The exact gradient of adaptive steps is that of the accepted steps, frozen: how they were chosen is not differentiated, and with t0
     and t1 the whole grid stretches.
 
-    The backward pass of "symplectic" and "adjoint" evaluates the field again: forward hooks on layers inside it run again then, and see the states of that
-    pass. Who collects activations collects them in the forward pass only, or takes "backprop", under which each evaluation happens once.
-    torch.compile leaves the solver as it is (compile the field itself), and of the gradients torch.func's transforms go through "backprop" alone.
+    The backward pass of "symplectic" and "adjoint" evaluates the field again: forward hooks on layers inside it run again then, and see the
+    states of that pass. Who collects activations collects them in the forward pass only, or takes "backprop", under which each evaluation
+    happens once. "symplectic" finds the field as it was, or raises `FieldChanged` (docs/dynamics.md has the list). torch.compile leaves
+    the solver as it is (compile the field itself), and of the gradients torch.func's transforms go through "backprop" alone.
     """
 
     tableau: str | Tableau = "rk4"

@@ -83,12 +83,17 @@ class TorchDiffEq:
         The grid of an adaptive method ends at t1, but its last step went beyond: torchdiffeq interpolates.
 
         Raises:
-            UserError: as `RungeKutta.solve`.
+            UserError: as `RungeKutta.solve`; for adaptive steps in float16.
             SolverError: where torchdiffeq fails.
         """
         from torchdiffeq import odeint, odeint_adjoint  # brings scipy along, which takes its time: only when asked for
 
         x0, interval = check_state(x0), check_times(t0, t1)
+        if self.method in ADAPTIVE and x0.dtype == torch.float16:
+            raise UserError(
+                f"torchdiffeq's {self.method} chooses its steps in the precision of the state, and float16 has too little for it (steps underflow, "
+                "gradients become NaN); pass the state in float32, or take a fixed method or RungeKutta"
+            )
         f = Field(field, x0, parameters, owner=owner, inspect=self.adjoint and torch.is_grad_enabled())
         watched = (_Watched if self.method in FIXED else _WatchedAdaptive)(f, interval)
         options: dict[str, Any] = {"max_num_steps": self.max_steps}
