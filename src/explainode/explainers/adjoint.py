@@ -15,7 +15,8 @@ from explainode.dynamics.block import ODEBlock, ode_blocks
 from explainode.errors import UserError, nearest
 from explainode.explainers.base import Explainer
 from explainode.explainers.cam import cam
-from explainode.explainers.passes import differentiate, forward, gradient, in_passes, predict
+from explainode.explainers.gradients import gradient
+from explainode.explainers.passes import differentiate, forward, in_passes, predict
 from explainode.explainers.targets import select_score
 
 PLACES = ("state", "pixel")

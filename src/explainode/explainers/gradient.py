@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from explainode.errors import UserError
 from explainode.explainers.base import Explainer
 from explainode.explainers.baselines import Baseline, make_baseline
+from explainode.explainers.gradients import gradient
 from explainode.explainers.layers import PIXELS
 from explainode.explainers.one_pass import OnePass
-from explainode.explainers.passes import each_copy, gradient, predict
+from explainode.explainers.passes import each_copy, predict
 from explainode.explainers.quadrature import Partition, quadrature
 from explainode.explainers.targets import select_score
 from explainode.randomness import noise_rows

@@ -13,7 +13,8 @@ from explainode.errors import UserError, nearest
 from explainode.explainers.base import Explainer
 from explainode.explainers.baselines import Baseline, make_baseline
 from explainode.explainers.gradient import score_difference
-from explainode.explainers.passes import each_copy, gradient, predict
+from explainode.explainers.gradients import gradient
+from explainode.explainers.passes import each_copy, predict
 from explainode.explainers.targets import select_score
 from explainode.randomness import input_keys, normal_like, uniform
 
