@@ -33,7 +33,8 @@ PER_IMAGE = [
 @pytest.mark.parametrize(("explainer", "forwards", "backwards"), PER_IMAGE)
 @pytest.mark.parametrize("limit", [None, 3])
 def test_methods_send_exactly_what_their_definition_needs(explainer, forwards, backwards, limit, net, x, target):
-    explainer(net, x, target)  # what belongs to the network, not to the images, is looked up once
+    with pass_limit(limit):
+        explainer(net, x, target)  # what belongs to the network, not to the images, is looked up once
     seen = []
     net.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
     with count_passes() as passes, pass_limit(limit):

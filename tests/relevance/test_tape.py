@@ -153,6 +153,13 @@ def _uses_a_workspace_twice(n: Net, x: Tensor) -> Tensor:
     return torch.mul(y, 3.0, out=workspace) * y
 
 
+def _grid(x: Tensor) -> Tensor:
+    """Every place, a little to the side."""
+    return F.affine_grid(
+        torch.tensor([[[0.9, 0.1, 0.05], [-0.1, 0.8, 0.0]]], dtype=x.dtype), [1, *x.shape[1:]], align_corners=False
+    ).expand(len(x), -1, -1, -1)
+
+
 WRITES = (_writes_into_a_view, _reads_a_stale_view, _copies_into_what_is_explained, _adds_to_a_collection, _writes_twice,
           _turns_in_place)  # fmt: skip
 
@@ -160,6 +167,12 @@ WRITES = (_writes_into_a_view, _reads_a_stale_view, _copies_into_what_is_explain
 MIDDLES = {
     "functional": lambda n, x: F.gelu(F.leaky_relu(F.relu(n.convs["dilated"](x)) - 0.1) + F.elu(x)),
     "module in place, reused": lambda n, x: n.relu(n.convs["grouped"](n.relu(n.convs["up"](n.relu(x))))),
+    "a rectifier with learned slopes": lambda n, x: F.prelu(x, torch.linspace(0.1, 0.8, 8, dtype=x.dtype)),
+    "unfolded and folded": lambda n, x: F.fold(F.unfold(x, 3, padding=1), x.shape[-2:], 3, padding=1),
+    "running sums": lambda n, x: x.cumsum(-1),
+    "sampled on a constant grid": lambda n, x: F.grid_sample(x, _grid(x), align_corners=False),
+    "nearest, exactly": lambda n, x: F.avg_pool2d(F.interpolate(x, scale_factor=2, mode="nearest-exact"), 2),
+    "resized without aliases": lambda n, x: F.interpolate(x, x.shape[-2:], mode="bilinear", antialias=True),
     **{function.__name__.strip("_"): function for function in WRITES},
     "in place on values": added_in_place,
     "slices": of_slices,
@@ -201,7 +214,7 @@ def test_the_chain_rule_along_the_tape_is_autograds(name, x, walked, by_autograd
 
 
 REFUSED = {
-    "operation 'cumsum'": (lambda n, x: x.cumsum(1), "use a gradient method"),
+    "operation 'cumprod'": (lambda n, x: x.cumprod(1), "use a gradient method"),
     "'sort'": (lambda n, x: x.sort(1).values, "use a gradient method"),
 }
 
@@ -225,7 +238,7 @@ def test_a_workspace_used_twice_holds_what_it_held(x, walked, by_autograd):
 
 def test_an_unknown_operation_that_no_relevance_reaches_is_nobodys_business(x, walked, by_autograd):
     def middle(n: Net, x: Tensor) -> Tensor:
-        n.seen = x.cumsum(1).sort(1).values.sum()
+        n.seen = x.cumprod(1).sort(1).values.sum()
         return x.relu()
 
     net = Net(middle)

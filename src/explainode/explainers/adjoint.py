@@ -15,7 +15,8 @@ from explainode.dynamics.block import ODEBlock, ode_blocks
 from explainode.errors import UserError, nearest
 from explainode.explainers.base import Explainer
 from explainode.explainers.cam import cam
-from explainode.explainers.passes import differentiate, forward, gradient, in_passes, predict
+from explainode.explainers.gradients import input_gradient
+from explainode.explainers.passes import differentiate, forward, in_passes, predict
 from explainode.explainers.targets import select_score
 
 PLACES = ("state", "pixel")
@@ -113,7 +114,7 @@ class AdjointMap(Explainer):
     def attribute(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
         first = continuous_blocks(model)[0]
         if self.at == "pixel":
-            X_0, alpha_0 = x, gradient(model, x, target)[0]
+            X_0, alpha_0 = x, input_gradient(model, x, target)[0]
         else:
             X_0, alpha_0 = state_and_adjoint(model, x, target, first)
         feature = alpha_0.relu() if self.relu else alpha_0

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from explainode.attribution import graph_is_kept
 from explainode.errors import UserError
+from explainode.explainers.gradients import input_gradient
 from explainode.explainers.guard import guard
 from explainode.explainers.layers import cut_at
-from explainode.explainers.passes import count_passes, gradient, pass_limit, predict, rows_per_pass
+from explainode.explainers.passes import count_passes, one_by_one_if_mixed, pass_limit, predict, rows_per_pass
 from explainode.explainers.targets import Target, Unit, as_indices, resolve_target
 from explainode.randomness import current_scope, noise_scope
 
@@ -25,11 +26,15 @@ __all__ = [
     "count_passes",
     "gradient",
     "guard",
+    "input_gradient",
     "pass_limit",
     "predict",
     "resolve_target",
     "rows_per_pass",
 ]
+
+
+gradient = input_gradient  # its first name, which methods of users import from here
 
 
 def check_images(x: Tensor) -> Tensor:
@@ -62,7 +67,8 @@ def prepared(model: nn.Module, x: Tensor, target: Target) -> Iterator[tuple[nn.M
             if target is None or callable(target):
                 target = resolve_target(target, predict(network, x))
             classes = as_indices(target, len(x), x.device)
-            yield network, x, classes.clone() if classes.is_inference() else classes
+            with one_by_one_if_mixed(network, x):
+                yield network, x, classes.clone() if classes.is_inference() else classes
 
 
 def finished(attribution: Tensor) -> Tensor:

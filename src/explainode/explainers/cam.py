@@ -74,12 +74,14 @@ class GradCAMPlusPlus(GradientCAM):
 class XGradCAM(GradientCAM):
     """Grad-CAM whose mean gradient of a map is weighted by the activation: the maps' shares in the score add up to it as well as they can.
 
-    Source: Fu et al. 2020 (axiom-based Grad-CAM). A map that sums to 0 has no such mean and does not count.
+    Source: Fu et al. 2020 (axiom-based Grad-CAM). A map that sums to 0, up to rounding, has no such mean and does not count: behind an instance
+    normalization none does.
     """
 
     def read(self, A: Tensor, gradient: Tensor) -> Tensor:
-        total = A.sum((-2, -1), keepdim=True)
-        w = (gradient * A).sum((-2, -1), keepdim=True) / torch.where(total == 0, torch.inf, total)
+        total, size = (part.sum((-2, -1), keepdim=True) for part in (A, A.abs()))
+        rounding = 100 * torch.finfo(A.dtype).eps * size
+        w = (gradient * A).sum((-2, -1), keepdim=True) / torch.where(total.abs() <= rounding, torch.inf, total)
         return weighted(w, A, self.relu)
 
 

@@ -12,6 +12,7 @@ from explainode.explainers.base import Explainer
 from explainode.explainers.baselines import Baseline, make_baseline
 from explainode.explainers.gradient import score_difference
 from explainode.explainers.passes import each_copy, in_passes, predict, record_pass
+from explainode.explainers.relevance import check_seen
 from explainode.explainers.targets import check_logits, check_range, select_score
 from explainode.randomness import chain, current_scope, noise_rows, sample_keys, uniform
 from explainode.relevance.comparison import Comparison, same_operations
@@ -33,6 +34,7 @@ def _check_rule(rule: str) -> None:
 
 def _record(model: nn.Module, x: Tensor, target: Tensor) -> Tape:
     """The tape of one counted forward, in which noise is a function of the image as everything else is."""
+    check_seen(model, x)
     record_pass(forwards=len(x))
     tape = record(model, x, noise=True)
     check_range(target, check_logits(tape.output.data, len(x)).shape[1])

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from explainode.errors import UserError
 from explainode.explainers.base import Explainer
 from explainode.explainers.baselines import Baseline, make_baseline
+from explainode.explainers.gradients import input_gradient
 from explainode.explainers.layers import PIXELS
 from explainode.explainers.one_pass import OnePass
-from explainode.explainers.passes import each_copy, gradient, predict
+from explainode.explainers.passes import each_copy, predict
 from explainode.explainers.quadrature import Partition, quadrature
 from explainode.explainers.targets import select_score
 from explainode.randomness import noise_rows
@@ -77,7 +78,7 @@ class IntegratedGradients(Explainer):
         rule = quadrature(self.quadrature, self.steps)
         difference = x - (baseline := make_baseline(self.baseline, x))
         points = (baseline + alpha * difference for alpha in rule.nodes)
-        gradients = each_copy(lambda rows, classes: gradient(model, rows, classes), points, target)
+        gradients = each_copy(lambda rows, classes: input_gradient(model, rows, classes), points, target)
         mean = torch.zeros_like(x)
         for weight, (grad, _) in zip(rule.weights, gradients, strict=True):
             mean += weight * grad
@@ -133,7 +134,7 @@ class AdaptiveIntegratedGradients(Explainer):
 
         rows = torch.arange(len(x), device=x.device)  # the images that still miss the tolerance
         points = (baseline + alpha * difference for alpha in torch.linspace(0, 1, self.first_steps + 1).tolist())
-        evaluated = list(each_copy(lambda points, classes: gradient(model, points, classes), points, target))
+        evaluated = list(each_copy(lambda points, classes: input_gradient(model, points, classes), points, target))
         gradients = [grad for grad, _ in evaluated]
         path = Partition.uniform(
             torch.stack([score.double() for _, score in evaluated], 1),
@@ -151,7 +152,7 @@ class AdaptiveIntegratedGradients(Explainer):
             interval, alpha = path.worst()
             with noise_rows(rows):
                 point = baseline[rows] + alpha.to(x.dtype)[:, None, None, None] * difference[rows]
-                grad, score = gradient(model, point, target[rows])
+                grad, score = input_gradient(model, point, target[rows])
             path = path.split(interval, alpha, score.double(), slope(grad, rows))
             gradients.append(grad)
 

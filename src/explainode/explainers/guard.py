@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 
 import numpy as np
@@ -23,7 +23,7 @@ def unwrap(model: nn.Module) -> nn.Module:
     while True:
         if isinstance(model, (DistributedDataParallel, DataParallel, AveragedModel)):
             model = model.module
-        elif isinstance(inner := model._modules.get("_orig_mod"), nn.Module):
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
             model = inner
         else:
             return model
@@ -105,7 +105,8 @@ def _modes(network: nn.Module) -> Iterator[None]:
     was_training = network.training
     try:
         if any(training for _, training in modes):
-            network.eval()
+            with suppress(NotImplementedError):  # an exported network is what it was when it was exported
+                network.eval()
         yield
     finally:
         if was_training and not network.training:

@@ -16,7 +16,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from explainode.attribution import begin_graph, graph_is_kept
 from explainode.errors import UserError, nearest
-from explainode.explainers.passes import differentiate_at, forward, in_passes, record_pass
+from explainode.explainers.gradients import check_gradient, gradients_by_tape, tell
+from explainode.explainers.passes import differentiate_at, forward, in_passes
 from explainode.explainers.targets import Unit, select_score
 from explainode.randomness import noise_rows
 from explainode.relevance.composites import PATHS
@@ -53,16 +54,23 @@ _returned: WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], dict[str, _Returne
 
 
 def _layers(model: nn.Module, x: Tensor) -> dict[str, _Returned]:
-    """What the layers return for images of x's shape, by name: by one recorded forward of two images."""
+    """What the layers return for images of x's shape, by name: by one recorded forward of two images, which belongs to the network and is not counted."""
     key = tuple(x.shape[1:]), tuple(map(id, model.modules()))
     known = _returned.setdefault(model, {})
     if key not in known:
         names = [name for name, _ in model.named_modules() if name]
         pair = x[:1].detach().expand(2, *x.shape[1:])  # two: of one image no axis can be told from the axis of images
-        record_pass(forwards=2)
         # a unit's network may be asked while it is being recorded itself
         with _disable_current_modes(), noise_rows(torch.zeros(2, dtype=torch.int64)):
-            tape = record(model, pair, names)
+            try:
+                tape = record(model, pair, names)
+            except (RuntimeError, AssertionError):
+                if not isinstance(model, torch.fx.GraphModule):
+                    raise
+                raise UserError(
+                    "an exported network of a fixed batch has no layers that can be watched; export it with a dynamic batch, load the network as a "
+                    "module of Python, or use a method without layers (saliency, ig, lrp_epsilon)"
+                ) from None
         last = {name: calls[-1] for name, calls in tape.calls.items() if name}
         places, read = Places(tape), _read_of(tape, list(last.values()))
         order = {id(operation): at for at, operation in enumerate(tape.operations)}
@@ -238,7 +246,17 @@ def activations_and_gradients(
     layers = {name: get_layer(model, name) for name in places if name != PIXELS}
     layouts = {name: layout_of(model, x, name) for name in layers}
 
+    def to_maps(held: Sequence[Tensor], rows: int) -> list[Tensor]:
+        return [
+            tensor if name == PIXELS else layouts[name].to_maps(tensor, rows)
+            for name, tensor in zip([*places, *places], held, strict=True)
+        ]
+
     def evaluate(x: Tensor, target: Tensor) -> tuple[Tensor, ...]:
+        if (verdict := check_gradient(model, x, target)).by_tape:
+            pairs, score = gradients_by_tape(model, x, target, [None if name == PIXELS else name for name in places])
+            tell(verdict, len(x))
+            return (*to_maps([*(A for A, _ in pairs), *(g for _, g in pairs)], len(x)), score)
         seen: dict[str, Tensor] = {}
         begun: set[str] = set()  # places at which a graph began
 
@@ -263,11 +281,7 @@ def activations_and_gradients(
             last_call(name, [seen[name]] if name in seen else [])
         gradients = differentiate_at(score, [seen[name] for name in places])
         held = [*(seen[name] if graph_is_kept() else seen[name].detach() for name in places), *gradients]
-        maps = (
-            tensor if name == PIXELS else layouts[name].to_maps(tensor, len(x))
-            for name, tensor in zip([*places, *places], held, strict=True)
-        )
-        return (*maps, score.detach())
+        return (*to_maps(held, len(x)), score.detach())
 
     *held, score = in_passes(evaluate, x, target)
     return {name: (held[i], held[i + len(places)]) for i, name in enumerate(places)}, score

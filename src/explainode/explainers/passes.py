@@ -5,18 +5,20 @@ Letters: B images, g copies of each, R = g * B rows ordered (copy, image).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from itertools import islice
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from explainode.attribution import begin_graph, graph_is_kept
+from explainode.attribution import graph_is_kept
 from explainode.errors import UserError
-from explainode.explainers.targets import check_logits, select_score
+from explainode.explainers.targets import check_logits
 from explainode.randomness import noise_rows
 
 ROWS_WITHOUT_LIMIT = (
@@ -56,6 +58,17 @@ def count_passes() -> Iterator[Passes]:
     token = _counters.set((*_counters.get(), passes))
     try:
         yield passes
+    finally:
+        _counters.reset(token)
+
+
+@contextmanager
+def uncounted() -> Iterator[None]:
+    """Context whose passes no counter sees and whose reports nobody hears: they belong to the network, not to the images."""
+    token = _counters.set(())
+    try:
+        with _listen(None):
+            yield
     finally:
         _counters.reset(token)
 
@@ -168,7 +181,45 @@ def forward(model: nn.Module, x: Tensor) -> Tensor:
 @torch.no_grad()
 def predict(model: nn.Module, x: Tensor) -> Tensor:
     """(R, K) logits without a graph."""
-    return in_passes(lambda rows: (forward(model, rows),), x)[0]
+    with one_by_one_if_mixed(model, x) if len(x) > 1 else nullcontext():
+        return in_passes(lambda rows: (forward(model, rows),), x)[0]
+
+
+# Per network: the image shape -> whether what it says of an image depends on the other images of the batch.
+_mixes: WeakKeyDictionary[nn.Module, dict[torch.Size, bool]] = WeakKeyDictionary()
+
+
+@torch.no_grad()
+def mixes_images(model: nn.Module, x: Tensor) -> bool:
+    """Whether an image's logits depend on the images beside it: BatchNorm without running statistics, a maximum over the batch.
+
+    Found once for each network and image shape by three rows, which are not counted: they belong to the network, not to the images.
+    """
+    known = _mixes.setdefault(model, {})
+    if x.shape[1:] not in known:
+        image, state = x[:1].detach(), torch.get_rng_state()
+        with noise_rows(torch.zeros(1, dtype=torch.int64)):
+            alone = check_logits(model(image), 1)
+        torch.set_rng_state(state)  # what the network draws by itself is the same for both
+        with noise_rows(torch.zeros(2, dtype=torch.int64)):
+            beside = check_logits(model(torch.cat([image, image.flip(-1) / 2])), 2)[:1]
+        rounding = torch.finfo(alone.dtype).eps ** 0.5 * alone.abs().max()
+        known[x.shape[1:]] = bool((beside - alone).abs().max() > rounding)
+    return known[x.shape[1:]]
+
+
+@contextmanager
+def one_by_one_if_mixed(model: nn.Module, x: Tensor) -> Iterator[None]:
+    """Context in which every image goes through the network alone, if it mixes the images of a batch; the user is told so."""
+    if rows_per_pass() == 1 or isinstance(model, torch.fx.GraphModule) or not mixes_images(model, x):
+        yield
+        return
+    warnings.warn(
+        f"{type(model).__name__} mixes the images of a batch (batch statistics, a maximum over the batch); each image is explained alone",
+        stacklevel=2,
+    )
+    with pass_limit(1):
+        yield
 
 
 def differentiate_at(score: Tensor, places: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -194,22 +245,6 @@ def differentiate_at(score: Tensor, places: Sequence[Tensor]) -> tuple[Tensor, .
 def differentiate(score: Tensor, wrt: Tensor) -> Tensor:
     """The gradient of the summed score at one place, see `differentiate_at`."""
     return differentiate_at(score, [wrt])[0]
-
-
-def gradient(model: nn.Module, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradient (R, C, H, W) of each row's target logit, and that logit (R,)."""
-
-    def evaluate(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
-            x = begin_graph(x)
-            score = select_score(forward(model, x), target)
-            return differentiate(score, x), score.detach()
-
-    grad, score = in_passes(evaluate, x, target)
-    return grad, score
-
-
-input_gradient = gradient
 
 
 def copies_per_pass(batch: int) -> int:

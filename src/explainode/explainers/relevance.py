@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
+from explainode.errors import UserError
 from explainode.explainers.base import Explainer
-from explainode.explainers.passes import in_passes, predict, record_pass, report
+from explainode.explainers.passes import in_passes, predict, record_pass, report, uncounted
 from explainode.explainers.targets import check_logits, check_range, select_score
+from explainode.randomness import noise_rows
+from explainode.relevance.comparison import hidden_computation
 from explainode.relevance.composite import Composite
 from explainode.relevance.operations import Value
 from explainode.relevance.tape import Tape, record
@@ -62,12 +67,42 @@ class Relevance(Explainer):
         return select_score(predict(model, x), target) if self.composite.seed == "logit" else None
 
 
+# Per network: the image shapes for which the tape is known to see everything.
+_seen: WeakKeyDictionary[nn.Module, set[torch.Size]] = WeakKeyDictionary()
+
+
+def check_seen(model: nn.Module, x: Tensor) -> None:
+    """Whether the tape sees all that the network does with images of x's shape: recorded once more on an image nearby, nothing else may be constant.
+
+    Looked at once for each network; these passes are not counted, as they belong to the network.
+
+    Raises:
+        UserError: with the operation that reads what was computed outside of torch.
+    """
+    known = _seen.setdefault(model, set())
+    if x.shape[1:] in known:
+        return
+    image, tapes, state = x[:1].detach(), [], torch.get_rng_state()
+    for scale in (1.0, 1 - 1e-3):
+        torch.set_rng_state(state)  # what the network draws by itself is the same for both
+        with _disable_current_modes(), uncounted(), noise_rows(torch.zeros(1, dtype=torch.int64)):
+            tapes.append(record(model, image * scale, noise=True))
+    hidden = hidden_computation(*tapes)
+    if hidden is not None:
+        raise UserError(
+            f"{hidden} reads numbers that were computed from the image outside of torch's operations (numpy, a custom kernel), which relevance "
+            "cannot follow; use a gradient method (saliency, ig), or write that part with torch operations"
+        )
+    known.add(x.shape[1:])
+
+
 def record_logits(model: nn.Module, x: Tensor, target: Tensor, keep: Sequence[str] = ()) -> Tape:
     """The tape of one counted forward; the logits are checked.
 
     Raises:
         UserError: if the model does not return logits (B, K) with the target among them.
     """
+    check_seen(model, x)
     record_pass(forwards=len(x))
     tape = record(model, x, keep)
     check_range(target, check_logits(tape.output.data, len(x)).shape[1])

@@ -13,7 +13,8 @@ from explainode.errors import UserError, nearest
 from explainode.explainers.base import Explainer
 from explainode.explainers.baselines import Baseline, make_baseline
 from explainode.explainers.gradient import score_difference
-from explainode.explainers.passes import each_copy, gradient, predict
+from explainode.explainers.gradients import input_gradient
+from explainode.explainers.passes import each_copy, predict
 from explainode.explainers.targets import select_score
 from explainode.randomness import input_keys, normal_like, uniform
 
@@ -115,7 +116,7 @@ class GradientSHAP(Explainer):
 
     def attribute(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
         points = (reference + alpha * (x - reference) for alpha, reference in self._draws(x))
-        gradients = each_copy(lambda rows, classes: gradient(model, rows, classes), points, target)
+        gradients = each_copy(lambda rows, classes: input_gradient(model, rows, classes), points, target)
         total = torch.zeros_like(x)
         for (grad, _), (_, reference) in zip(gradients, self._draws(x), strict=True):
             total += (x - reference) * grad

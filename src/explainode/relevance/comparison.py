@@ -135,6 +135,21 @@ def same_operations(a: Tape, b: Tape) -> bool:
     return [_wiring(operation) for operation in a.operations] == [_wiring(operation) for operation in b.operations]
 
 
+def hidden_computation(a: Tape, b: Tape) -> Operation | None:
+    """The first operation that reads other constant tensors on one tape than on the other, though the network is the same and noise is recorded.
+
+    So they were computed from the image by something that is no operation of torch: numpy, a kernel of one's own. What the network reads as single
+    numbers (step sizes) is constant by agreement, and a network that branches otherwise cannot be compared.
+    """
+    if not same_operations(a, b):
+        return None
+    for mine, other in zip(a.operations, b.operations, strict=True):
+        for x, y in zip(_constants(mine), _constants(other), strict=True):
+            if isinstance(x, Tensor) and x.is_floating_point() and x.numel() > 1 and not _same(x, y):
+                return mine
+    return None
+
+
 def _wiring(operation: Operation) -> tuple[Any, ...]:
     """An operation and whose results it read."""
     return (

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from explainode.errors import UserError, nearest
-from explainode.relevance.operations import TABLE, Affine, Operation, moves_one
+from explainode.relevance.operations import TABLE, Affine, Operation
 from explainode.relevance.rule import KINDS, Rule
 from explainode.relevance.tape import Tape
+from explainode.relevance.walk import affine_in_pixels
 
 POSITIONS = ("first", "last")
 SEEDS = ("logit", "one", "contrastive", "softmax")
@@ -23,7 +25,7 @@ class Assignment:
         rule: for the kinds of operation that it knows.
         kind: only this kind; op: only torch's operation of this name (`convolution`).
         module: only operations whose module's name matches this pattern (`layer4.*`).
-        position: `first`: linear operations that see the pixels, through nothing but scales, offsets and rearrangements, and these scales;
+        position: `first`: linear operations that see the pixels, through nothing but scales, offsets, means, sums and rearrangements, and these scales;
             `last`: the linear operation that makes the logits.
         depth: (low, high): linear operations by their share of the way from the pixels (0) to the logits (1), low <= depth < high.
 
@@ -80,18 +82,12 @@ class Place:
     @classmethod
     def of(cls, tape: Tape) -> Place:
         linear = [operation for operation in tape.operations if operation.kind == "linear"]
-        affine: set[int] = {id(tape.input)}
-        first = set()
-        for operation in tape.operations:
-            if id(operation.inputs[0]) not in affine if operation.inputs else True:
-                continue
-            if isinstance(operation, Affine):
-                affine.add(id(operation.output))
-                first.add(id(operation))
-            elif moves_one(operation):  # pixels that were padded, cut or turned are pixels
-                affine.update(map(id, operation.outputs))
-            elif operation.kind == "linear":
-                first.add(id(operation))
+        pixels = affine_in_pixels(tape)
+        first = {
+            id(operation)
+            for operation in tape.operations
+            if (isinstance(operation, Affine) or operation.kind == "linear") and id(operation.inputs[0]) in pixels
+        }
         last = tape.output.producer
         while last is not None and last.kind in ("rearrangement", "affine"):
             last = last.inputs[0].producer
@@ -140,6 +136,13 @@ class Composite:
                 assignment.matches(operation, place) for operation in tape.operations
             ):
                 raise _matches_nothing(assignment, assignment.module, tape)
+        linear = {id(operation) for operation in tape.operations if operation.kind == "linear"}
+        if not place.first & linear and any(assignment.position == "first" for assignment in self.assignments):
+            warnings.warn(
+                "no linear layer of this network sees the pixels, so the composite's rule for the first layer is used nowhere; the layers behind "
+                "get the rules for all others",
+                stacklevel=2,
+            )
 
         def choose(operation: Operation) -> Rule:
             for assignment in self.assignments:

@@ -91,6 +91,11 @@ class Operation:
 
     def call(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """The operation on other inputs -> its explained outputs."""
+        found = self.results(*inputs)
+        return found[: len(self.outputs)] if self.outputs else found
+
+    def results(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """All that the operation makes of other inputs."""
         args, kwargs = tree_map(
             lambda leaf: inputs[leaf.index] if isinstance(leaf, Slot) else leaf, (self.args, self.kwargs)
         )
@@ -99,8 +104,7 @@ class Operation:
         if self.name == "as_strided":  # likewise; what was recorded lies in order
             args = (args[0].contiguous(), *args[1:])
         result = self.function(*args, **kwargs)
-        found = (result,) if isinstance(result, Tensor) else tuple(result)
-        return found[: len(self.outputs)] if self.outputs else found
+        return (result,) if isinstance(result, Tensor) else tuple(result)
 
     def vjp(self, inputs: Sequence[Tensor], cotangents: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
         """(d outputs / d inputs)^T cotangents at `inputs`; None stands for zeros."""
@@ -378,6 +382,12 @@ class Rearrangement(Operation):
             return whole and all(value.nonnegative for value in self.inputs)
         return all(value.nonnegative for value in self.inputs) and self.name != "masked_fill"
 
+    def vjp(self, inputs: Sequence[Tensor], cotangents: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+        if self.name == "detach":  # the same numbers: what stops the gradient stops no relevance
+            (cotangent,) = cotangents
+            return (torch.zeros_like(inputs[0]) if cotangent is None else cotangent,)
+        return super().vjp(inputs, cotangents)
+
 
 def moves_one(operation: Operation) -> bool:
     """Whether an operation only puts the numbers of one value into other places."""
@@ -428,6 +438,11 @@ def _vector_norm(args: Sequence[Any], inputs: int) -> Kind:
     return Length if len(args) < 2 or args[1] == 2 else Unknown
 
 
+def _sampled(args: Sequence[Any], inputs: int) -> Kind:
+    """A constant grid averages pixels, by weights that are never negative unless it interpolates by cubes (2)."""
+    return AverageOperation if inputs == 1 and isinstance(args[0], Slot) and args[2] != 2 else Unknown
+
+
 def _names(kind: Kind, names: str) -> dict[str, Callable[[Sequence[Any], int], Kind]]:
     return dict.fromkeys(names.split(), lambda args, inputs: kind)
 
@@ -447,14 +462,16 @@ TABLE: dict[str, Callable[[Sequence[Any], int], Kind]] = {
     "pow": _power,
     "linalg_vector_norm": _vector_norm,
     "index_put": _index_put,
+    "grid_sampler_2d": _sampled,
     **_names(
         Activation,
         "relu leaky_relu elu celu selu gelu silu mish softplus hardswish hardsigmoid hardtanh sigmoid tanh exp log sqrt rsqrt reciprocal abs square "
-        "clamp clamp_min clamp_max threshold sin cos erf expm1 log1p",
+        "clamp clamp_min clamp_max threshold sin cos erf expm1 log1p _prelu_kernel",
     ),
     **_names(
         AverageOperation,
-        "mean sum avg_pool2d _adaptive_avg_pool2d avg_pool3d _adaptive_avg_pool3d avg_pool1d upsample_bilinear2d upsample_nearest2d",
+        "mean sum avg_pool2d _adaptive_avg_pool2d avg_pool3d _adaptive_avg_pool3d avg_pool1d upsample_bilinear2d upsample_nearest2d "
+        "_upsample_nearest_exact2d _upsample_bilinear2d_aa upsample_trilinear3d upsample_nearest3d upsample_linear1d upsample_nearest1d col2im cumsum",
     ),
     **_names(Softmax, "_softmax _safe_softmax"),
     **_names(Maximum, "max_pool2d_with_indices max_pool3d_with_indices adaptive_max_pool2d amax max where"),

@@ -12,7 +12,7 @@ from explainode.relevance.operations import Operation, Slot
 # straight or bent at single points: a slope between x and x0 may belong to neither
 PIECEWISE = {
     "relu", "leaky_relu", "hardtanh", "clamp", "clamp_min", "clamp_max", "threshold", "hardsigmoid", "hardswish", "abs", "elu", "celu", "selu",
-    "maximum", "minimum",
+    "maximum", "minimum", "_prelu_kernel",
 }  # fmt: skip
 # bend within |x|, where other smooth functions bend within 1
 RELATIVE = {"log", "pow"}

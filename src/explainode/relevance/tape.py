@@ -11,7 +11,7 @@ from weakref import ref
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from explainode.errors import UserError
 from explainode.relevance.joining import join_biases
@@ -31,6 +31,7 @@ from explainode.relevance.operations import (
     Value,
     kind_of,
 )
+from explainode.relevance.rectifiers import Sign, as_rectifier, carried_sign, sign_of
 from explainode.turns import ATTENTION_BY_MATH
 
 aten = torch.ops.aten
@@ -83,16 +84,56 @@ def record(network: nn.Module, x: Tensor, keep: Sequence[str] = (), noise: bool 
     Raises:
         UserError: if the logits do not depend on x, or an explained tensor is changed in place through a view.
     """
+    for name, module in network.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UserError(
+                f"{name or type(network).__name__!r} is compiled by TorchScript, whose operations belong to no layer that can be watched; load the "
+                "network as a module of Python, or use a method without layers and rules (saliency, ig, occlusion)"
+            )
     recorder = _Recorder(network, x, keep, noise)
-    with torch.no_grad(), ATTENTION_BY_MATH, recorder.modules(), recorder:
-        logits = network(recorder.input.data)
+    try:
+        with torch.no_grad(), ATTENTION_BY_MATH, recorder.modules(), recorder:
+            logits = network(recorder.input.data)
+    except NotImplementedError as error:
+        if "HigherOrderOperator" not in str(error):
+            raise
+        raise UserError(
+            f"{type(network).__name__} branches by an operator of torch.compile (torch.cond, while_loop, scan), which cannot be followed; write the "
+            "branch in Python, or use a gradient method (saliency, ig)"
+        ) from None
     output = recorder.find(logits) if isinstance(logits, Tensor) else None
     if output is None:
         raise UserError(
             "the logits do not depend on the image through torch operations; relevance needs a network of torch operations"
         )
+    if output.data.dtype in _HALF or recorder.input.data.dtype in _HALF:
+        _widen(recorder)
     kept = recorder.kept() | {id(output)}
     return Tape(recorder.input, output, _fold(join_biases(recorder.operations, kept), kept), recorder.calls)
+
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+@torch.no_grad()
+def _widen(recorder: _Recorder) -> None:
+    """The tape in single precision, computed again from the same image and weights: quotients of relevance need more digits than half precision has."""
+
+    def wide(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            return leaf.float() if leaf.dtype in _HALF else leaf
+        return torch.float32 if leaf in _HALF else leaf
+
+    recorder.input.data = wide(recorder.input.data)
+    for operation in recorder.operations:
+        operation.args, operation.kwargs = tree_map(wide, (operation.args, operation.kwargs))
+        count = len(operation.outputs)
+        found = tuple(wide(value.data) for value in operation.outputs)
+        if operation.inputs:
+            found = operation.results(*(value.data for value in operation.inputs))
+            operation.extra = found[count:] if operation.extra else ()  # the winner of a maximum may be another
+        for value, new in zip(operation.outputs, found[:count], strict=True):
+            value.data = new
 
 
 class _Recorder(TorchDispatchMode):
@@ -110,6 +151,9 @@ class _Recorder(TorchDispatchMode):
         self.constant = 0  # how many open modules compute constants
         self.values: dict[int, Value] = {id(self.input.data): self.input}
         self.conditions: dict[int, Tensor] = {}  # booleans and integers computed from the input
+        self.signs: dict[
+            int, Sign
+        ] = {}  # of these, and of masks made of them, those that say where a value is positive
         self.sharing: dict[int, list[Value]] = {self._storage(self.input.data): [self.input]}
         # tensors that a batch normalization has read: alive only if the network still holds them
         self.released: dict[int, ref[Tensor]] = {}
@@ -178,7 +222,7 @@ class _Recorder(TorchDispatchMode):
             reads_condition = any(isinstance(leaf, Tensor) and id(leaf) in self.conditions for leaf in leaves)
             result = function(*args, **kwargs)
             if reads_condition and not self.constant:
-                self._watch_condition(function, result)
+                self._watch_condition(function, args, result)
             return result
         inputs: list[Value] = []
         marked = list(leaves)
@@ -199,11 +243,13 @@ class _Recorder(TorchDispatchMode):
     def _module(self) -> str:
         return self.path[-1] if self.path else ""
 
-    def _watch_condition(self, function: Any, result: Any) -> None:
+    def _watch_condition(self, function: Any, args: Any, result: Any) -> None:
         """Conditions made of conditions are conditions; a number made of them is not recorded, so it must not reach the logits unseen."""
         for leaf in tree_flatten(result)[0]:
             if not isinstance(leaf, Tensor):
                 continue
+            if (sign := carried_sign(_base_name(function)[0], args, self.signs)) is not None:
+                self.signs[id(leaf)] = sign
             if leaf.is_floating_point():
                 value = self.values[id(leaf)] = Value(leaf)
                 operation = Unknown(function, (), {}, (), (value,), self._module(), len(self.operations))
@@ -221,7 +267,13 @@ class _Recorder(TorchDispatchMode):
             if not leaf.is_floating_point():
                 self.conditions[id(leaf)] = leaf
         if not outputs:
+            if (sign := sign_of(name, args, inputs)) is not None:
+                self.signs[id(leaves[0])] = sign
             return result
+        rectifier = as_rectifier(name, args, kwargs, inputs, self.signs)
+        if rectifier is not None:
+            function, args, kwargs, inputs = rectifier
+            name = _base_name(function)[0]
         values = tuple(Value(output) for output in outputs)
         extra = tuple(leaf for leaf in leaves if all(leaf is not output for output in outputs))
         conditional = any(

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from explainode.relevance.operations import Affine, Operation, Value, moves_one, refuse
+from explainode.relevance.operations import Affine, Operation, Sum, Value, refuse
 from explainode.relevance.samples import Samples
 from explainode.relevance.tape import Tape
 
@@ -78,6 +78,7 @@ class Walk:
         """What rules measured, on average over the units, by name (B,)."""
         return {name: total / self.counts[name] for name, total in self.diagnostics.items()}
 
+    @torch.no_grad()  # weights that are no parameters of the network may ask for gradients
     def back(
         self,
         seeds: Mapping[Value, Tensor],
@@ -125,18 +126,35 @@ class Walk:
         return torch.zeros_like(self.tape.input.data) if image is None else image
 
     def bounds(self, value: Value, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor] | None:
-        """What pixels of `low` and `high` become at a value that is scaled, shifted and rearranged pixels; None if it is something else."""
-        path: list[tuple[Operation, int]] = []
-        while value is not self.tape.input:
-            operation = value.producer
-            if operation is None or not (isinstance(operation, Affine) or moves_one(operation)):
-                return None
-            path.append((operation, operation.outputs.index(value)))
-            value = operation.inputs[0]
-        for operation, output in reversed(path):
-            ends = operation.call(low)[output], operation.call(high)[output]
-            low, high = torch.minimum(*ends), torch.maximum(*ends)
-        return low, high
+        """What pixels of `low` and `high` become at a value that is scaled, shifted, averaged and rearranged pixels; None if it is something else."""
+        if id(value) not in affine_in_pixels(self.tape):
+            return None
+        known = {id(self.tape.input): (low, high)}
+        for operation in self.tape.operations:
+            if id(value) in known:
+                break
+            if operation.inputs and all(id(source) in known for source in operation.inputs) and is_affine(operation):
+                ends = [known[id(source)] for source in operation.inputs]
+                if isinstance(operation, Sum):  # a term with a minus is largest where it is least
+                    ends = [pair if sign >= 0 else pair[::-1] for pair, sign in zip(ends, operation.signs, strict=True)]
+                outputs = operation.call(*(pair[0] for pair in ends)), operation.call(*(pair[1] for pair in ends))
+                for output, *pair in zip(operation.outputs, *outputs, strict=True):
+                    known[id(output)] = torch.minimum(*pair), torch.maximum(*pair)
+        return known[id(value)]
+
+
+def is_affine(operation: Operation) -> bool:
+    """Whether an operation scales, shifts, adds up, averages or rearranges what it reads, with weights of one sign for each element."""
+    return isinstance(operation, Affine | Sum) or operation.kind in ("average", "rearrangement")
+
+
+def affine_in_pixels(tape: Tape) -> frozenset[int]:
+    """The ids of all values that are the image, scaled, shifted, added up, averaged and rearranged, before any linear layer."""
+    known = {id(tape.input)}
+    for operation in tape.operations:
+        if operation.inputs and is_affine(operation) and all(id(value) in known for value in operation.inputs):
+            known.update(map(id, operation.outputs))
+    return frozenset(known)
 
 
 def one_hot(tape: Tape, target: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from explainode.relevance.rules.gradient import Gradient
 from explainode.relevance.secant import log_mean, reciprocal_of_sum, relu_secant, secant
 from explainode.relevance.walk import Walk
 
-CHAIN = Gradient()
+CHAIN = Gradient(stop_at_detach=False)
 # functions of any number that grow no faster than it: x0 plus a part of the difference is as good an input as x
 REVEALED = {
     "relu", "leaky_relu", "elu", "celu", "selu", "gelu", "silu", "mish", "softplus", "hardswish", "hardsigmoid", "hardtanh", "sigmoid", "tanh",
@@ -290,7 +290,8 @@ def _pool(operation: Operation, m: Tensor, walk: Comparison) -> Tensor:
         last = tuple(range(-len(axes), 0))
         rows, x, x0 = (part.movedim(axes, last).flatten(-len(axes)) for part in (delta, value.data, walk.before(value)))
         places, places0 = x.argmax(-1, keepdim=True), x0.argmax(-1, keepdim=True)
-    m, y, y0 = (part.reshape(*part.shape[:0], len(part), *places.shape[1:]) for part in (m, y, y0))
+    of_images = 0 not in axes  # a baseline of one image may stand beside all of them
+    m, y, y0 = (part.reshape(len(part) if of_images else places.shape[0], *places.shape[1:]) for part in (m, y, y0))
     chosen = torch.where(y >= y0, places, places0)
     moved = rows.gather(-1, chosen)
     share = m * torch.where(moved == 0, 1.0, (y - y0) / torch.where(moved == 0, 1.0, moved))

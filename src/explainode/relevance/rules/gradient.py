@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -26,16 +26,24 @@ RECTIFIERS = (
     "celu",
     "selu",
     "threshold",
+    "_prelu_kernel",
 )
 
 
 @dataclass(frozen=True)
 class Gradient(Rule):
-    """(d output / d input)^T R: the chain rule, for every operation of the table."""
+    """(d output / d input)^T R: the chain rule, for every operation of the table.
+
+    Args:
+        stop_at_detach: what the network detaches has no gradient, as in autograd; else it is a function like any other.
+    """
 
     kinds = KINDS
+    stop_at_detach: bool = field(default=True, kw_only=True)
 
     def propagate(self, operation: Operation, relevance: Relevance, walk: Walk) -> Relevance:
+        if operation.name == "detach" and self.stop_at_detach:
+            return (None,)
         (x, *others), R = operation.inputs, relevance[0]
         if R is not None and isinstance(operation, Sum):
             pairs = zip(operation.signs, operation.inputs, strict=True)

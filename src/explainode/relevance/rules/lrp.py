@@ -283,7 +283,7 @@ def _favored(operation: Linear, x: Tensor, gamma: float, sign: int) -> list[Part
 
 @dataclass(frozen=True)
 class WSquare(LinearRule):
-    """q_ij = a_ij^2, for inputs that may be anything; does not look at x.
+    """q_ij = a_ij^2, for inputs that may be anything; does not look at x. A bias that keeps its share contributes b_j^2.
 
     Source: Montavon et al. 2017, Eq. 12.
     """
@@ -291,7 +291,8 @@ class WSquare(LinearRule):
     def share(self, operation: Linear, R: Tensor, walk: Walk) -> Tensor:
         ones = torch.ones_like(operation.inputs[0].data)
         parts: list[Part] = [(ones, operation.map.squared)]
-        return self.hand_out(operation, R, contributions(parts), parts, walk)
+        b = operation.bias
+        return self.hand_out(operation, R, contributions(parts), parts, walk, None if b is None else b.square())
 
 
 @dataclass(frozen=True)
