@@ -220,7 +220,7 @@ def test_evaluate_tables_say_what_the_images_say(network, images):
             True,
         )
         assert row.value == pytest.approx(float(values.mean()), abs=1e-7)
-        assert row.low < row.value < row.high
+        assert np.isnan([row.low, row.high]).all()  # seven images are too few for an interval of a mean
         assert "noise=off" in row.protocol
         table = results.per_image["net", name, "mean"]
         np.testing.assert_allclose([table[i] for i in range(7)], values.numpy(), atol=1e-7)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shlex
@@ -68,10 +69,15 @@ def children(pid: int) -> list[int]:
     return [int(word) for word in found.split()]
 
 
-def table(run: Path) -> dict[tuple[Any, ...], tuple[float, ...]]:
-    """What reports read of a run, without the seconds that it took."""
+def table(run: Path) -> dict[tuple[Any, ...], tuple[float | None, ...]]:
+    """What reports read of a run, without the seconds that it took; None for NaN, which is not equal to itself."""
     rows = RunDirectory(run).read_results().rows
-    return {(r.epoch, r.split, r.model, r.explainer, r.metric): (r.value, r.low, r.high, r.n) for r in rows}
+    return {
+        (r.epoch, r.split, r.model, r.explainer, r.metric): tuple(
+            None if math.isnan(v) else v for v in (r.value, r.low, r.high, r.n)
+        )
+        for r in rows
+    }
 
 
 def weights(run: Path) -> list[torch.Tensor]:

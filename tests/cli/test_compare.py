@@ -85,7 +85,7 @@ def test_two_runs_side_by_side(cli: Cli) -> None:
         RunDirectory(name).write_class_names(["cat", "dog"])
     status, out, _ = cli("compare", "a", "b", "-o", "both")
     assert status == 0
-    assert "b/net: better max_sensitivity than a/net" in out
+    assert "b/net: this network has better max_sensitivity than a/net" in out
     assert {"report.html", "table.md", "table.tex", "metrics.csv", "classes.txt"} <= {
         path.name for path in Path("both").iterdir()
     }

@@ -122,6 +122,11 @@ def test_intervals_of_paired_hits_cover():
         assert ((found.low <= 0.1) & (found.high >= 0.1)).mean() >= 0.93
 
 
+def test_the_same_difference_on_all_images_is_one():
+    assert mean_tests(np.full((24, 1), -0.3)).p[0] == 2 / 2**24
+    assert np.isnan(mean_tests(np.full((23, 1), -0.3)).p[0])  # one image in seven may be otherwise, and was not drawn
+
+
 def test_rounding_is_no_difference():
     generator = np.random.default_rng(6)
     d = 1e-7 * np.abs(generator.normal(size=(60, 1)))  # all of one sign, and none that float32 could tell from nothing

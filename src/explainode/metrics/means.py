@@ -175,9 +175,9 @@ def mean_tests(
     """Test the means of (n, k) paired differences against zero, and against a margin around it.
 
     Differences smaller than `rounding` are none; images that are the same in all are not told apart, and equivalent. Differences of hits
-    and misses, of -1, 0 and 1, have an exact test (McNemar's) from two images on. For others it is Student's with Hall's correction, and never
-    smaller than 2 / 2^m of m differences, which is the least that an exact test of symmetry can say: with few images a large family of tests cannot be
-    decided, however small p would be by theory.
+    and misses, of -1, 0 and 1, have an exact test (McNemar's) from two images on, and so has one and the same difference of 24 images or more.
+    For others it is Student's with Hall's correction, and never smaller than 2 / 2^m of m differences, which is the least that an exact test
+    of symmetry can say: with few images a large family of tests cannot be decided, however small p would be by theory.
 
     Source: equivalence by two one-sided tests, Schuirmann 1987, each of which we ask at half the level, so that what is equivalent at 5 % has
     its 95 % interval within the margin. Interval of a difference of paired shares, after Agresti and Min 2005, who add half an image to each outcome and
@@ -198,6 +198,8 @@ def mean_tests(
     for k in np.flatnonzero(hits):
         counts = int(moments.n[k]), int((d[:, k] == 1).sum()), int((d[:, k] == -1).sum())
         low[k], high[k], error[k], p[k], p_equivalent[k] = _test_hits(*counts, float(margin[k]), level)
+    constant = (moments.error == 0) & (moments.n >= 2 * FEWEST) & ~same & ~hits  # rare exceptions would show in as many
+    p[constant] = 2.0 ** (1 - moments.n[constant])
     low[same], high[same], p[same] = 0.0, 0.0, 1.0
     p_equivalent[same & (moments.n >= FEWEST)] = 0.0
     return MeanTests(moments.n, moments.mean, low, high, error, p, p_equivalent)

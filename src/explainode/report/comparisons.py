@@ -136,14 +136,22 @@ def headline_metric(results: Results) -> str | None:
     return first_by_role((*ASKED_FIRST, *ROLES), asked)
 
 
-def compare_headlines(results: Results, metric: str) -> dict[str, tuple[Comparison, int]]:
-    """The tests that are fixed beforehand: `metric` of every model against the first, averaged over the explainers that both share.
+def compare_headline(results: Results, subject: str, reference: str, metric: str) -> tuple[Comparison, int] | None:
+    """The headline of one pair alone, see `compare_headlines`; None where nothing can be compared."""
+    pair = replace(results, rows=[row for row in results.rows if row.model in (subject, reference)])
+    return compare_headlines(pair, metric, reference).get(subject)
+
+
+def compare_headlines(results: Results, metric: str, reference: str | None = None) -> dict[str, tuple[Comparison, int]]:
+    """The tests that are fixed beforehand: `metric` of every model against the reference (the first by default), averaged over shared explainers.
 
     {model: its comparison, and how many explainers differ}. One family, however many models there are. An image counts if all these
     explainers have a value for it; a model without any is left out.
     """
     rows = final_rows(results)
-    reference, *others = model_names(results) or [""]
+    models = model_names(results)
+    reference = reference or (models[0] if models else "")
+    others = [model for model in models if model != reference]
     shared = {subject: shared_explainers(results, rows, (subject, reference), metric) for subject in others}
     shared = {subject: explainers for subject, explainers in shared.items() if explainers}
     pooled, of_pool, counts = Results(), {}, {}

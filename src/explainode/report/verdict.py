@@ -145,7 +145,7 @@ def _proof(found: Comparison) -> str:
         small = ", less than is of interest" if abs(found.difference) < found.margin else ""
         said.append(f"{number(abs(found.effect))} standard deviations of the images’ differences{small}")
     said.append(_chance(found))
-    if found.outcome == "undecided" and math.isfinite(found.detectable):
+    if found.outcome == "undecided" and found.detectable > 0:
         said.append(f"{number(found.detectable)} would be found four times in five")
     said.append(f"n = {found.n} images")
     if found.missing:
@@ -156,7 +156,9 @@ def _proof(found: Comparison) -> str:
 def _chance(found: Comparison) -> str:
     """How probable so large a difference is where there is none, among all that was compared."""
     if math.isnan(found.adjusted):
-        return f"too few images to test, {FEWEST} are needed"
+        return (
+            f"too few images to test, {FEWEST} are needed" if found.n < FEWEST else "too few images that differ to test"
+        )
     among = f" among {found.family}" if found.family > 1 else ""
     return f"by chance{among} {p_phrase(found.adjusted)}"
 
