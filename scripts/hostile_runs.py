@@ -1,8 +1,9 @@
 """Makes runs that a stranger might send, one for every public or private name below the packages that configurations know, in each slot of a
 configuration, and finds those that run or write anything.
 
-    python scripts/hostile_runs.py                # every name and slot through the door that all verbs share: a minute
-    python scripts/hostile_runs.py --verbs 400    # so many names, in each slot, through explain, evaluate and benchmark
+    python scripts/hostile_runs.py --names 400            # so many names, drawn at random, in each slot through the door that all verbs share
+    python scripts/hostile_runs.py --names 400 --verbs    # through explain, evaluate and benchmark themselves; for the night
+    python scripts/hostile_runs.py                        # all names
 """
 
 from __future__ import annotations
@@ -210,14 +211,13 @@ def through_the_verbs(found: list[str], folder: Path, watch: Watch) -> list[str]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--verbs", type=int, default=0, help="so many names, drawn at random, through every verb instead"
-    )
+    parser.add_argument("--names", type=int, help="so many, drawn at random; all by default")
+    parser.add_argument("--verbs", action="store_true", help="through the verbs themselves")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     found = list(names())
-    if options.verbs:
-        found = random.Random(options.seed).sample(found, min(options.verbs, len(found)))
+    if options.names is not None:
+        found = random.Random(options.seed).sample(found, min(options.names, len(found)))
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place).resolve()
         faults = (through_the_verbs if options.verbs else through_the_door)(found, folder, Watch(folder))
