@@ -137,7 +137,7 @@ def keeping_sum(maps: Tensor, size: torch.Size) -> Tensor:
         wanted = list(maps.shape)
         wanted[axis] = size[axis - 2]
         if maps.shape[axis] > wanted[axis]:
-            maps = F.adaptive_avg_pool2d(maps / _readers(maps, wanted, F.adaptive_avg_pool2d), wanted[2:])
+            maps = _averaged(maps / _readers(maps, wanted, _averaged), wanted[2:])
         elif maps.shape[axis] < wanted[axis]:
             maps = _bilinear(maps / _readers(maps, wanted, _bilinear), wanted[2:])
     return maps
@@ -145,6 +145,11 @@ def keeping_sum(maps: Tensor, size: torch.Size) -> Tensor:
 
 def _bilinear(maps: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(maps, size=list(size), mode="bilinear", align_corners=False)
+
+
+def _averaged(maps: Tensor, size: Sequence[int]) -> Tensor:
+    height, width = size
+    return F.adaptive_avg_pool2d(maps, (height, width))
 
 
 def _readers(maps: Tensor, size: Sequence[int], resize: Callable[[Tensor, Sequence[int]], Tensor]) -> Tensor:

@@ -412,7 +412,7 @@ class _Recorder(TorchDispatchMode):
         for value in sharing:
             x = value.data
             if self.find(x) is value and x.numel() == size and not torch._debug_has_internal_overlap(x):
-                order = sorted(range(x.dim()), key=lambda axis: (-x.stride(axis), -x.shape[axis]))
+                order = sorted(range(x.dim()), key=lambda axis: (-x.stride()[axis], -x.shape[axis]))
                 flat = self.__torch_dispatch__(aten.permute.default, (), (x, order))
                 flat = self.__torch_dispatch__(aten.view.default, (), (flat, [size]))
                 return self.values[id(flat)]
