@@ -9,7 +9,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "explainode"
 FLOORS = [
     {"errors", "hashing", "lazy", "ticker", "signals", "wording", "ranks"},
-    {"annotations", "randomness", "blur", "files", "heartbeat"},
+    {"annotations", "randomness", "blur", "files", "heartbeat", "extensions"},
     {"attribution"},
     {"dynamics", "relevance", "attacks"},
     {"models", "explainers", "metrics", "data"},

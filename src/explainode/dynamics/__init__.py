@@ -14,6 +14,7 @@ __getattr__, __dir__, __all__ = public(
         "sde": "EulerMaruyama Milstein StochasticSolver",
         "problem": "Solution",
         "solver": "RungeKutta",
+        "tableau": "Tableau",
         "torch_diff_eq": "TorchDiffEq",
         "torch_sde": "TorchSDE",
     },
