@@ -34,10 +34,10 @@ VERBS = {
 
 def usage() -> str:
     """The text of `explainode --help`."""
-    from explainode.extensions import VERBS as GROUP
+    from explainode.extensions import VERBS as ADDED
     from explainode.extensions import extensions, package
 
-    added = {verb: f"of the package {package(point)}" for verb, point in extensions(GROUP).items() if verb not in VERBS}
+    added = {verb: f"of the package {package(point)}" for verb, point in extensions(ADDED).items() if verb not in VERBS}
     rows = "\n".join(f"  {verb:<11} {text}" for verb, text in (VERBS | added).items())
     return (
         "explainode: train networks whose explanations can be trusted, and prove it\n\n"
@@ -64,10 +64,10 @@ def run(arguments: Sequence[str]) -> int:
 
 def _added(verb: str) -> Callable[[Sequence[str]], int | None]:
     """What a verb of another installed package does; those are looked up only for a word that is no verb of ours."""
-    from explainode.extensions import VERBS as GROUP
+    from explainode.extensions import VERBS as ADDED
     from explainode.extensions import extensions, load
 
-    added = extensions(GROUP)
+    added = extensions(ADDED)
     if verb not in added:
         raise UserError(
             f"no verb named {verb!r}; the nearest are {nearest(verb, [*VERBS, *added])} (explainode --help lists them)"
