@@ -88,6 +88,13 @@ def test_every_room_has_a_floor():
     assert rooms <= set(FLOOR_OF), f"rooms without a floor: {rooms - set(FLOOR_OF)}"
 
 
+def test_the_page_shows_these_floors():
+    page = (SOURCE.parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = page.partition("| floor | rooms | what |\n|---|---|---|\n")[2].partition("\n\n")[0]
+    shown = [set(re.findall(r"`(\w+)`", line.split("|")[2])) for line in table.splitlines()]
+    assert shown == FLOORS[::-1]
+
+
 def test_every_package_is_in_the_wheel():
     """An editable install hides what `packages` in pyproject.toml leaves out."""
     listed = re.findall(
