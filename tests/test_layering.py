@@ -9,7 +9,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "explainode"
 FLOORS = [
     {"errors", "hashing", "lazy", "ticker", "signals", "wording", "ranks"},
-    {"annotations", "randomness", "blur", "files", "heartbeat", "plain_yaml", "turns"},
+    {"annotations", "randomness", "blur", "files", "heartbeat", "plain_yaml", "turns", "extensions"},
     {"attribution"},
     {"dynamics", "relevance", "attacks"},
     {"models", "explainers", "metrics", "data"},
@@ -86,6 +86,13 @@ def test_libraries_stay_in_their_rooms(path):
 def test_every_room_has_a_floor():
     rooms = {_room(path) for path in _modules()} - {"__init__", "__main__"}
     assert rooms <= set(FLOOR_OF), f"rooms without a floor: {rooms - set(FLOOR_OF)}"
+
+
+def test_the_page_shows_these_floors():
+    page = (SOURCE.parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = page.partition("| floor | rooms | what |\n|---|---|---|\n")[2].partition("\n\n")[0]
+    shown = [set(re.findall(r"`(\w+)`", line.split("|")[2])) for line in table.splitlines()]
+    assert shown == FLOORS[::-1]
 
 
 def test_every_package_is_in_the_wheel():

@@ -48,13 +48,15 @@ def run(arguments: Sequence[str]) -> int:
 def candidates(line: str) -> list[str]:
     """The words that could stand where the line `explainode VERB ... wor` breaks off."""
     from explainode.cli.main import VERBS
+    from explainode.extensions import VERBS as ADDED
+    from explainode.extensions import extensions
     from explainode.registry.entries import GROUPS
 
     words = line.split()
     begun = not line.endswith(" ")
     if len(words) < 2 or (len(words) == 2 and begun):
         start = words[1] if len(words) == 2 else ""
-        return [verb for verb in VERBS if verb.startswith(start)]
+        return [verb for verb in dict.fromkeys([*VERBS, *extensions(ADDED)]) if verb.startswith(start)]
     verb, word = words[1], words[-1] if begun else ""
     if verb == "list":
         return [group for group in GROUPS if group.startswith(word)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -36,7 +36,11 @@ VERBS = {
 
 def usage() -> str:
     """The text of `explainode --help`."""
-    rows = "\n".join(f"  {verb:<11} {text}" for verb, text in VERBS.items())
+    from explainode.extensions import VERBS as ADDED
+    from explainode.extensions import extensions, package
+
+    added = {verb: f"of the package {package(point)}" for verb, point in extensions(ADDED).items() if verb not in VERBS}
+    rows = "\n".join(f"  {verb:<11} {text}" for verb, text in (VERBS | added).items())
     return (
         "explainode: train networks whose explanations can be trusted, and prove it\n\n"
         f"usage: explainode VERB [settings]\n\n{rows}\n\n"
@@ -56,13 +60,23 @@ def run(arguments: Sequence[str]) -> int:
         print(__version__)
         return 0
     verb, rest = arguments[0], list(arguments[1:])
-    if verb not in VERBS:
-        raise UserError(
-            f"no verb named {verb!r}; the nearest are {nearest(verb, VERBS)} (explainode --help lists them)"
-        )
     _show_consent(rest)
-    status = import_module(f"explainode.cli.{verb}").run(rest)
+    status = (import_module(f"explainode.cli.{verb}").run if verb in VERBS else _added(verb))(rest)
     return int(status or 0)
+
+
+def _added(verb: str) -> Callable[[Sequence[str]], int | None]:
+    """What a verb of another installed package does; those are looked up only for a word that is no verb of ours."""
+    from explainode.extensions import VERBS as ADDED
+    from explainode.extensions import extensions, load
+
+    added = extensions(ADDED)
+    if verb not in added:
+        raise UserError(
+            f"no verb named {verb!r}; the nearest are {nearest(verb, [*VERBS, *added])} (explainode --help lists them)"
+        )
+    found: Callable[[Sequence[str]], int | None] = load(added[verb])
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

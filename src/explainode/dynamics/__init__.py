@@ -15,6 +15,7 @@ __getattr__, __dir__, __all__ = public(
         "reversible": "Reversible",
         "sde": "EulerMaruyama Milstein StochasticSolver",
         "solver": "RungeKutta",
+        "tableau": "Tableau",
         "torch_diff_eq": "TorchDiffEq",
         "torch_sde": "TorchSDE",
     },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from explainode.report.html_panels import pictures_section
 from explainode.report.html_standing import agreement_section, front_section, prior_section, ranks_section
 from explainode.report.html_tables import glance, metrics_section, model_tiles
 from explainode.report.markup import Markup, join, tag
+from explainode.report.sections import Found, Section, added_parts, parts_of
 from explainode.report.standing import standing
 from explainode.report.verdict import judge
 from explainode.runs.directory import RunDirectory
@@ -46,35 +48,12 @@ def write_report(path: Path | str) -> Path:
 def render(
     config: dict[str, Any], versions: dict[str, Any], results: Results, class_names: list[str], run_name: str
 ) -> str:
-    """The page as text: verdict, warnings, numbers, curves, pictures, trend, and how the run came about."""
-    verdict = judge(results)
+    """The page as text: our sections, and before the last one, on how the run came about, those of other installed packages."""
     title = str(config.get("name") or run_name)
-    models = model_names(results)
-    board, missing = _board(results)
-    standings = [found for model in models if (found := standing(results, model)) is not None]
-    warnings = [*verdict.cautions, *missing, *results.warnings]
-    sections = [
-        (
-            "verdict",
-            "Verdict",
-            join(
-                _verdict([*verdict.models, *verdict.scope], verdict.controls),
-                model_tiles(results),
-                glance(results, verdict),
-            ),
-        ),
-        ("warnings", "Warnings", _warnings(warnings)),
-        ("numbers", "Numbers", metrics_section(results, verdict)),
-        ("ranks", "Ranks", ranks_section(standings, models)),
-        ("prior", "Beyond the centre prior", prior_section(results, models) if standings else Markup("")),
-        ("agreement", "Agreement", agreement_section(standings, board, models) if standings else Markup("")),
-        ("front", "Accuracy and sensitivity", front_section(accuracy_front(results), models)),
-        ("curves", "Curves", _curves(results)),
-        ("pictures", "Pictures", Markup("") if board is None else pictures_section(results, board, class_names)),
-        ("trend", "Over the epochs", _figure(trend_figure(results), _trend_caption(results))),
-        ("run", "The run", _run(config, versions)),
-    ]
-    shown = [section for section in sections if section[2]]
+    found = _found(config, versions, results, class_names)
+    added, failed = added_parts(found)
+    *ours, last = parts_of(replace(found, warnings=[*found.warnings, *failed]), SECTIONS)
+    shown = [*ours, *added, last]
     links = tag("nav", [tag("a", name, href=f"#{key}") for key, name, _ in shown], aria_label="Sections")
     facts = _facts(results, versions, run_name)
     header = tag(
@@ -119,13 +98,24 @@ def _facts(results: Results, versions: dict[str, Any], run_name: str) -> str:
     return " · ".join([run_name, when, *(f"{n} {word}{'s' * (n != 1)}" for n, word in counts)])
 
 
-def _verdict(models: list[str], controls: list[str]) -> Markup:
+def _found(config: dict[str, Any], versions: dict[str, Any], results: Results, class_names: list[str]) -> Found:
+    verdict = judge(results)
+    models = model_names(results)
+    board, missing = _board(results)
+    standings = [found for model in models if (found := standing(results, model)) is not None]
+    warnings = [*verdict.cautions, *missing, *results.warnings]
+    return Found(config, versions, results, class_names, verdict, models, standings, board, warnings)
+
+
+def _verdict(found: Found) -> Markup:
+    models, controls = [*found.verdict.models, *found.verdict.scope], found.verdict.controls
     if not models:
         models, controls = controls[:1], controls[1:]
     lead = [tag("p", _quiet_proof(sentence), class_="lead") for sentence in models]
     rest = [tag("li", sentence) for sentence in controls]
     title = tag("h3", "Which explanation to trust") if rest else ""
-    return join(lead, title, tag("ul", rest, class_="controls") if rest else "")
+    more = tag("ul", rest, class_="controls") if rest else ""
+    return join(lead, title, more, model_tiles(found.results), glance(found.results, found.verdict))
 
 
 def _quiet_proof(sentence: str) -> Markup:
@@ -135,8 +125,8 @@ def _quiet_proof(sentence: str) -> Markup:
     return join(before, tag("span", opening, proof, closing, class_="proof"), after) if closing else join(sentence)
 
 
-def _warnings(warnings: list[str]) -> Markup:
-    sentences = list(dict.fromkeys(warnings))
+def _warnings(found: Found) -> Markup:
+    sentences = list(dict.fromkeys(found.warnings))
     if not sentences:
         return tag("p", "None.", class_="note")
     items = [tag("li", sentence) for sentence in sentences]
@@ -145,7 +135,8 @@ def _warnings(warnings: list[str]) -> Markup:
     return join(tag("ul", items[:WARNINGS_SHOWN], class_="warnings"), more)
 
 
-def _curves(results: Results) -> Markup:
+def _curves(found: Found) -> Markup:
+    results = found.results
     curves = finite_curves(results)
     figures = [
         join(tag("h3", metric), _figure(curve_figure(curves, metric, direction, results.controls), ""))
@@ -164,6 +155,10 @@ def _figure(svg: str, caption: str) -> Markup:
     )
 
 
+def _trend(found: Found) -> Markup:
+    return _figure(trend_figure(found.results), _trend_caption(found.results))
+
+
 def _trend_caption(results: Results) -> str:
     return f"Mean and 95 % interval after each epoch, {next((row.split for row in repeated(results.rows)), '')} split."
 
@@ -178,11 +173,41 @@ def _board(results: Results) -> tuple[Board | None, list[str]]:
         return None, [f"No pictures are shown: {error}"]
 
 
-def _run(config: dict[str, Any], versions: dict[str, Any]) -> Markup:
+def _run(found: Found) -> Markup:
     """How the run came about, so that it can be repeated."""
+    config, versions = found.config, found.versions
     command = versions.get("command")
     first = join(tag("h3", "Command"), tag("pre", tag("code", command))) if command else ""
     facts = [tag("div", tag("dt", key), tag("dd", value)) for key, value in versions.items() if key != "command"]
     content = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=110)
     folded = tag("details", tag("summary", "Configuration"), tag("pre", tag("code", content)))
     return join(first, tag("dl", facts, class_="versions") if facts else "", folded)
+
+
+def _prior(found: Found) -> Markup:
+    return prior_section(found.results, found.models) if found.standings else Markup("")
+
+
+def _agreement(found: Found) -> Markup:
+    return agreement_section(found.standings, found.board, found.models) if found.standings else Markup("")
+
+
+def _pictures(found: Found) -> Markup:
+    return Markup("") if found.board is None else pictures_section(found.results, found.board, found.class_names)
+
+
+SECTIONS = {  # by their anchors; the last one stands at the end of every page
+    "verdict": Section("Verdict", _verdict),
+    "warnings": Section("Warnings", _warnings),
+    "numbers": Section("Numbers", lambda found: metrics_section(found.results, found.verdict)),
+    "ranks": Section("Ranks", lambda found: ranks_section(found.standings, found.models)),
+    "prior": Section("Beyond the centre prior", _prior),
+    "agreement": Section("Agreement", _agreement),
+    "front": Section(
+        "Accuracy and sensitivity", lambda found: front_section(accuracy_front(found.results), found.models)
+    ),
+    "curves": Section("Curves", _curves),
+    "pictures": Section("Pictures", _pictures),
+    "trend": Section("Over the epochs", _trend),
+    "run": Section("The run", _run),
+}
