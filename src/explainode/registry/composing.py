@@ -19,13 +19,21 @@ from explainode.registry.targets import allow_targets, check_targets
 CONFIG_MODULE = "explainode.conf"
 
 
+_SPECIAL_STEPS = (
+    0xFFFFFFF0  # from here on SLURM numbers what is no step of its own: the batch script, an interactive shell
+)
+
+
 def run_id() -> str:
-    """The id of this run: the SLURM job's where there is one, so that a requeued job finds its own folder; else the time."""
+    """The id of this run: the SLURM job's where there is one, so that a requeued job finds its own folder; else the time.
+
+    Of several steps of one job the first has the job's id, the others `job.step`, as SLURM writes it.
+    """
     array, task, job = (os.environ.get(f"SLURM_{name}") for name in ("ARRAY_JOB_ID", "ARRAY_TASK_ID", "JOB_ID"))
-    if array and task:
-        return f"{array}_{task}"
     if job:
-        return job
+        step = int(os.environ.get("SLURM_STEP_ID") or 0)
+        name = f"{array}_{task}" if array and task else job
+        return f"{name}.{step}" if 0 < step < _SPECIAL_STEPS else name
     # ranks that Lightning starts by itself inherit the environment, and with it the folder of rank 0
     return os.environ.setdefault("EXPLAINODE_RUN_ID", datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
 

@@ -7,6 +7,7 @@ claim is nobody's.
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
 import secrets
@@ -22,6 +23,7 @@ from explainode.errors import UserError
 from explainode.files import told_in_one_sentence
 
 CLAIM = "claim.json"
+_OURS = "EXPLAINODE_CLAIM"  # in the environment of whatever a run starts: its token, by which ranks know the directory for theirs
 _BEING_WRITTEN = 2.0  # seconds for which an empty claim is taken for one that is being written
 
 
@@ -68,7 +70,9 @@ def started_at(pid: int) -> str | None:
 
 @contextmanager
 def claimed(folder: Path, me: Owner) -> Iterator[Owner]:
-    """Context: the directory, made if need be, is ours; released at the end. Inside of another claim of this process it does nothing.
+    """Context: the directory, made if need be, is ours; released at the end.
+
+    Inside of another claim of this process, or in a process that the owner has started, it does nothing.
 
     Yields:
         The owner that the directory has now, with the token of its run.
@@ -79,11 +83,18 @@ def claimed(folder: Path, me: Owner) -> Iterator[Owner]:
     with told_in_one_sentence(folder):
         folder.mkdir(parents=True, exist_ok=True)
         owner = _take(folder / CLAIM, me)
+    if owner is not me:
+        yield owner
+        return
+    before = os.environ.get(_OURS)
+    os.environ[_OURS] = me.token
     try:
         yield owner
     finally:
-        if owner is me:
-            _release(folder / CLAIM, me)
+        os.environ.pop(_OURS)
+        if before is not None:
+            os.environ[_OURS] = before
+        _release(folder / CLAIM, me)
 
 
 def owner_of(folder: Path) -> Owner | None:
@@ -109,7 +120,7 @@ def _take(path: Path, me: Owner) -> Owner:
                 continue  # released meanwhile
             text = file.read()
             owner = _read(text)
-            if owner is not None and owner.is_process_of(me):
+            if owner is not None and (owner.is_process_of(me) or owner.token == os.environ.get(_OURS)):
                 return owner
             if owner is not None and not owner.is_over_for(me):
                 raise UserError(_refusal(path, owner))
@@ -142,3 +153,18 @@ def _refusal(path: Path, owner: Owner) -> str:
         f"{path.parent} belongs to a run that is going on: process {owner.pid} on {owner.host}{of_job}; name another run_dir, "
         f"or remove {path} if you know that this process is dead"
     )
+
+
+def fresh_directory(folder: Path) -> Path:
+    """The directory, or with -2, -3, ... behind its name where there is one already; made, so that no other run finds the same.
+
+    Raises:
+        UserError: if it cannot be made.
+    """
+    for k in itertools.count(1):
+        place = folder if k == 1 else folder.with_name(f"{folder.name}-{k}")
+        with told_in_one_sentence(place), suppress(FileExistsError):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.mkdir()
+            return place
+    raise AssertionError("there is always a next number")

@@ -74,11 +74,14 @@ def _commit(folder: Path) -> str | None:
 
 
 def final(results: Results) -> Results:
-    """The last measurement of each model: the test rows where there are any, else the last epoch's."""
+    """The last measurement of each model: the test rows where there are any, else those of another split; of several epochs the one written last.
+
+    Not that of the largest epoch: a training that goes on from an early checkpoint may end before the epoch at which it was measured once.
+    """
     splits = {row.split for row in results.rows}
     split = "test" if "test" in splits else max(splits, default="")
     rows = [row for row in results.rows if row.split == split]
-    last = {model: max(row.epoch for row in rows if row.model == model) for model in {row.model for row in rows}}
+    last = {row.model: row.epoch for row in rows}
     return replace(results, rows=[row for row in rows if row.epoch == last[row.model]])
 
 
