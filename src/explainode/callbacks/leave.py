@@ -18,10 +18,11 @@ from explainode.signals import TrainingLeft
 class Leave(Callback):
     """The skeleton: note a signal; agree with the other ranks; save; raise `exception` from `trainer.fit`.
 
-    Safe points are the ends of training batches after which the optimizer has made its step, the start of validation, its batches (one process only: ranks may have different numbers of them)
-    and, through `check`, every step of a long explanation pass. We raise instead of setting `trainer.should_stop`: Lightning would first run the
-    whole validation and count the half epoch as a finished one, so that a resumed run would skip the rest of it. A handler never saves by itself:
-    ranks that are in different collective calls at that moment would wait for each other for ever.
+    Safe points are the ends of training batches after which the optimizer has made its step, the start of validation, its batches (one process
+    only: ranks may have different numbers of them) and, through `check`, every step of a long explanation pass. We raise instead of setting
+    `trainer.should_stop`: Lightning would first run the whole validation and count the half epoch as a finished one, so that a resumed run would
+    skip the rest of it. A handler never saves by itself: ranks that are in different collective calls at that moment would wait for each other
+    for ever.
 
     A training that `max_steps` or `max_time` ends in mid epoch is saved there too, before Lightning counts the epoch as a finished one: going on
     with it, the rest of the epoch follows.
