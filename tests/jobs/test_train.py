@@ -108,3 +108,15 @@ def test_the_last_row_says_how_long_was_trained(train, tmp_path):
     folder = RunDirectory(tmp_path / "run")
     assert {row.epoch for row in folder.read_rows() if row.split == "test"} == {2}
     assert "six_block was stopped early: measured after 5 steps, in epoch 2 of 10." in folder.read_warnings()
+
+
+def test_a_fresh_training_does_not_join_the_curve_of_a_broken_one(train, tmp_path):
+    """Killed before its first checkpoint, then begun anew: another token for W&B; a training that goes on keeps it."""
+    token = tmp_path / "run" / "wandb-data" / "run-token.txt"
+    token.parent.mkdir(parents=True)
+    token.write_text("of the broken one")
+    assert train("run_dir=run", "trainer.max_epochs=1")[0] == 0
+    assert not token.exists()
+    token.write_text("of this one")
+    assert train("run_dir=run", "trainer.max_epochs=2", "ckpt_path=auto")[0] == 0
+    assert token.read_text() == "of this one"

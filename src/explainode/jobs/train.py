@@ -17,7 +17,7 @@ from explainode.errors import UserError
 from explainode.jobs.images import build_data, count_classes, select_images
 from explainode.jobs.measure import measure
 from explainode.jobs.networks import build_network
-from explainode.jobs.slurm import check_tasks, cluster_plugins, own, was_requeued
+from explainode.jobs.slurm import check_tasks, cluster_plugins, is_first_rank, own, was_requeued
 from explainode.ranks import rank_and_size
 from explainode.registry.build import check_parameters, instantiate
 from explainode.registry.composing import plain
@@ -94,6 +94,8 @@ def _train(
     config: DictConfig, data: Any, settings: Mapping[str, Any], folder: RunDirectory, say: Callable[[str], None]
 ) -> Training:
     check_same_run(folder, settings)
+    if is_first_rank() and not any((folder.path / "checkpoints").glob("*/*.ckpt")):
+        folder.begin_anew()
     folder.write_config({**settings, "image_size": data.image_size})
     folder.write_class_names(data.class_names)
     training = Training(folder)

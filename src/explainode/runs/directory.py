@@ -23,7 +23,7 @@ import numpy as np
 import yaml
 
 from explainode.errors import UserError
-from explainode.files import append_lines, replace_file
+from explainode.files import append_lines, replace_file, told_in_one_sentence
 from explainode.metrics.results import Curve, Key, Maps, Results, Row
 from explainode.runs.legacy import control_of, role_of
 
@@ -33,6 +33,7 @@ ROW_COLUMNS = (
 EARLIER_ROW_COLUMNS = ROW_COLUMNS[:-2]  # of the first version
 VALUE_COLUMNS = ("epoch", "split", "model", "explainer", "metric", "sample_id", "value")
 CURVE_COLUMNS = ("epoch", "split", "model", "explainer", "metric", "x", "mean", "low", "high", "x_label", "y_label")
+RUN_TOKEN = "wandb-data/run-token.txt"  # of which the ids of W&B's runs are made
 Place = tuple[int, str]  # epoch and split of a measurement
 DIRECTIONS = {"": None, "True": True, "False": False}
 
@@ -122,6 +123,11 @@ class RunDirectory:
     def read_versions(self) -> dict[str, Any]:
         """What produced the run; empty where nothing was recorded."""
         return self._read_yaml("versions.yaml") if (self.path / "versions.yaml").is_file() else {}
+
+    def begin_anew(self) -> None:
+        """Forget what an earlier start left that nothing goes on with: the token by which W&B would draw both as one run."""
+        with told_in_one_sentence(self.path / RUN_TOKEN):
+            (self.path / RUN_TOKEN).unlink(missing_ok=True)
 
     def write_class_names(self, names: Sequence[str]) -> None:
         """`classes.txt`, one name a line, for captions."""
