@@ -120,3 +120,28 @@ def test_a_fresh_training_does_not_join_the_curve_of_a_broken_one(train, tmp_pat
     token.write_text("of this one")
     assert train("run_dir=run", "trainer.max_epochs=2", "ckpt_path=auto")[0] == 0
     assert token.read_text() == "of this one"
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["seed=0,1"], "add -m to sweep over them, or brackets for a list: seed=[0,1]"),
+        (["seed=0,"], "'seed=0,': it ends with a comma"),
+        (["logger=null"], "an empty list means none: logger=[]"),
+        (["explainer=[]"], "no explainer is chosen"),
+        (["metric=[]"], "no metric is chosen"),
+        (["trainer.max_epochs=-3"], "trainer.max_epochs=-3 is no number of epochs"),
+        (["trainer.accelerator=gpu"], "needs a GPU, and there is none here"),
+    ],
+)
+def test_what_cannot_be_trained_is_one_sentence_and_leaves_nothing(train, tmp_path, monkeypatch, words, sentence):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    status, said = train(*words)
+    assert status == 2 and sentence in said and len(said.strip().splitlines()) == 1, said
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_empty_list_means_none(train, tmp_path):
+    assert train("run_dir=run", "logger=[]", "trainer.max_epochs=1")[0] == 0
+    assert RunDirectory(tmp_path / "run").read_rows()

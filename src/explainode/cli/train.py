@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from explainode.cli.help import verb_help
 from explainode.cli.launch import (
     check_launcher,
+    check_settings,
     forget_failures,
     with_our_launchers,
 )
@@ -22,6 +23,7 @@ from explainode.cli.points import Points
 from explainode.jobs.slurm import is_first_rank, keep_preemptions, own, restarts
 from explainode.registry.composing import (
     CONFIG_MODULE,
+    check_words,
     compose,
     compose_launcher,
     register_resolvers,
@@ -48,8 +50,10 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     options = [word for word in arguments if word.startswith("-")]
     overrides = with_our_launchers([word for word in arguments if not word.startswith("-")])
-    config = compose("train", overrides)
     sweeps = bool({"-m", "--multirun"} & set(options))
+    check_words(overrides, sweeps)
+    config = compose("train", overrides)
+    check_settings(config, sweeps)
     launcher, sweep = compose_launcher("train", overrides)
     check_launcher(config, launcher, sweeps)
     folder = Path(sweep if sweeps else config.run_dir)

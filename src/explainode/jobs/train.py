@@ -65,7 +65,7 @@ def prepare(config: DictConfig) -> tuple[Any, dict[str, Any]]:
     if not data.num_classes:
         raise UserError("training needs labels, and this data has none; sort the pictures into one folder per class")
     count_classes(config, data)
-    settings = plain(config)
+    settings = {"callback": {}, "logger": {}, **plain(config)}  # an empty list means none
     select_images(settings["evaluation"], data)
     check_parameters(
         {key: settings[key] for key in ("model", "module", "trainer", "explainer", "metric", "callback", "logger")}
@@ -137,7 +137,6 @@ def check_same_run(folder: RunDirectory, settings: Mapping[str, Any]) -> None:
             f"{folder.path} holds a run already, which would be overwritten; go on with it by ckpt_path=auto, or name another run_dir"
         )
     before, now = folder.read_config(), _yaml(settings)
-    _check_trainer(folder, before.get("trainer") or {}, now["trainer"])
     for group in ("model", "data", "module", "variants", "seed"):
         for key, then in sorted(_leaves(before.get(group), group).items()):
             value = _leaves(now.get(group), group).get(key)
@@ -145,6 +144,7 @@ def check_same_run(folder: RunDirectory, settings: Mapping[str, Any]) -> None:
                 raise UserError(
                     f"{folder.path} holds a run with {key}={then}, and not {value}; go on with the same settings, or name another run_dir"
                 )
+    _check_trainer(folder, before.get("trainer") or {}, now["trainer"])
 
 
 def _check_trainer(folder: RunDirectory, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

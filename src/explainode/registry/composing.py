@@ -105,6 +105,33 @@ def check_entries(config: DictConfig) -> None:
     check_targets(OmegaConf.to_container(config, resolve=False))
 
 
+def check_words(overrides: Sequence[str], sweeps: bool) -> None:
+    """Refuse what Hydra would explain in several lines, or take for our fault: several values without a sweep, lists that are null.
+
+    Raises:
+        UserError: naming the word.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    for word in overrides:
+        key, _, value = word.partition("=")
+        if key in MANY_OF and value == "null":
+            raise UserError(f"{word} is no choice; an empty list means none: {key}=[]")
+        try:
+            several = OverridesParser.create().parse_override(word).is_sweep_override()
+        except HydraException as error:
+            if value.endswith(","):
+                raise UserError(
+                    f"cannot read {word!r}: it ends with a comma; write {key}={value.rstrip(',')}, or {key}=[{value.rstrip(',')}] for a list"
+                ) from error
+            continue  # composing explains it
+        if several and not sweeps:
+            raise UserError(
+                f"{word} gives several values; add -m to sweep over them, or brackets for a list: {key}=[{value}]"
+            )
+
+
 def _strip_sweep(override: str) -> str:
     """A multirun choice `key=a,b` reduced to its first value, for checking."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
