@@ -69,6 +69,7 @@ def test_a_run_is_not_overwritten_nor_shortened_nor_trained_otherwise(train, tmp
         ([], "go on with it by ckpt_path=auto"),
         (["ckpt_path=auto", "trainer.accumulate_grad_batches=2"], "trainer.accumulate_grad_batches=1, and not 2"),
         (["ckpt_path=auto", "trainer.gradient_clip_val=0.5"], "trainer.gradient_clip_val=None, and not 0.5"),
+        (["ckpt_path=auto", "callback=[checkpoint,ema]"], "callback.ema=None, and not {"),
         (["ckpt_path=auto", "trainer.precision=bf16-mixed"], "trainer.precision=32-true, and not bf16-mixed"),
         (["ckpt_path=auto", "trainer.max_epochs=1"], "trainer.max_epochs=2, and not 1"),
     ):

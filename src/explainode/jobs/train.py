@@ -144,6 +144,11 @@ def check_same_run(folder: RunDirectory, settings: Mapping[str, Any]) -> None:
                 raise UserError(
                     f"{folder.path} holds a run with {key}={then}, and not {value}; go on with the same settings, or name another run_dir"
                 )
+    averaging, averages = ((run.get("callback") or {}).get("ema") for run in (before, now))
+    if averaging != averages:
+        raise UserError(
+            f"{folder.path} holds a run with callback.ema={averaging}, and not {averages}; go on with the same, or name another run_dir"
+        )
     _check_trainer(folder, before.get("trainer") or {}, now["trainer"])
 
 
@@ -159,8 +164,8 @@ def _check_trainer(folder: RunDirectory, before: Mapping[str, Any], now: Mapping
             raise UserError(
                 f"{folder.path} holds a run with trainer.{key}={then}, and not {value}; go on with the same settings, or name another run_dir"
             )
-    planned, epochs = before.get("max_epochs") or 0, now.get("max_epochs") or 0
-    if 0 <= epochs < planned:
+    planned, epochs = before.get("max_epochs"), now.get("max_epochs")
+    if planned is not None and epochs is not None and 0 <= epochs < planned:
         raise UserError(
             f"{folder.path} holds a run of trainer.max_epochs={planned}, and not {epochs}; go on with as many or more, or name another run_dir"
         )
