@@ -54,6 +54,15 @@ def test_a_directory_of_a_living_run_is_refused_before_anything_is_written(train
     assert [path.name for path in (tmp_path / "run").iterdir()] == [CLAIM]
 
 
+def test_a_demo_does_not_replace_one_that_is_going_on(train, tmp_path, other, capsys):
+    (tmp_path / "runs" / "demo").mkdir(parents=True)
+    (tmp_path / "runs" / "demo" / "config.yaml").write_text("name: demo\n")
+    (tmp_path / "runs" / "demo" / CLAIM).write_text(json.dumps(asdict(other)))
+    assert door.main(["demo"]) == 2
+    assert f"process {other.pid}" in capsys.readouterr().err
+    assert (tmp_path / "runs" / "demo" / "config.yaml").is_file()
+
+
 def test_a_dead_runs_directory_is_taken_over_and_released(train, tmp_path, other):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / CLAIM).write_text(json.dumps(asdict(replace(other, pid=2**22 + 1))))

@@ -123,7 +123,7 @@ def _take(path: Path, me: Owner) -> Owner:
             if owner is not None and (owner.is_process_of(me) or owner.token == os.environ.get(_OURS)):
                 return owner
             if owner is not None and not owner.is_over_for(me):
-                raise UserError(_refusal(path, owner))
+                raise UserError(refusal(path.parent, owner))
             if owner is not None or text or time.monotonic() > patience:
                 file.seek(0)
                 file.truncate()
@@ -147,11 +147,12 @@ def _read(text: str) -> Owner | None:
         return None
 
 
-def _refusal(path: Path, owner: Owner) -> str:
+def refusal(folder: Path, owner: Owner) -> str:
+    """The sentence that names who has a directory, and what to do."""
     of_job = f" of job {owner.job}" if owner.job else ""
     return (
-        f"{path.parent} belongs to a run that is going on: process {owner.pid} on {owner.host}{of_job}; name another run_dir, "
-        f"or remove {path} if you know that this process is dead"
+        f"{folder} belongs to a run that is going on: process {owner.pid} on {owner.host}{of_job}; name another run_dir, "
+        f"or remove {folder / CLAIM} if you know that this process is dead"
     )
 
 
