@@ -155,3 +155,12 @@ def test_what_cannot_be_trained_is_one_sentence_and_leaves_nothing(train, tmp_pa
 def test_an_empty_list_means_none(train, tmp_path):
     assert train("run_dir=run", "logger=[]", "trainer.max_epochs=1")[0] == 0
     assert RunDirectory(tmp_path / "run").read_rows()
+
+
+def test_early_stopping_is_an_entry_and_the_rows_say_when(train, tmp_path):
+    """A loss that would have to fall by 100: the second epoch is the last, and measured as such."""
+    words = ["callback=[checkpoint,early_stopping]", "callback.early_stopping.patience=1"]
+    assert train("run_dir=run", *words, "callback.early_stopping.min_delta=100", "trainer.max_epochs=9")[0] == 0
+    folder = RunDirectory(tmp_path / "run")
+    assert {row.epoch for row in folder.read_rows() if row.split == "test"} == {2}
+    assert "six_block was stopped early: measured after 6 steps, in epoch 2 of 9." in folder.read_warnings()
