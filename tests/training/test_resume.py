@@ -163,3 +163,14 @@ def test_a_training_that_ends_in_mid_epoch_goes_on_with_the_rest_of_it(run, fini
     )
     assert all(torch.equal(a, b) for a, b in zip(unbroken, resumed, strict=True))
     assert rest and all(metrics[epoch] == values for epoch, values in rest.items())
+
+
+@pytest.mark.parametrize("how", ["time", "steps"])
+def test_also_in_the_first_epoch(run, finished, tmp_path, how):
+    """Lightning writes a last checkpoint at the end of a training that has saved none."""
+    if False not in finished:
+        finished[False] = run(tmp_path / "unbroken")
+    unbroken, _ = finished[False]
+    run(tmp_path / "broken", [OutOfTime(2)] if how == "time" else (), max_steps=2 if how == "steps" else -1)
+    resumed, _ = run(tmp_path / "broken", resume=latest_checkpoint(tmp_path / "broken" / "checkpoints"))
+    assert all(torch.equal(a, b) for a, b in zip(unbroken, resumed, strict=True))

@@ -118,10 +118,12 @@ class Leave(Callback):
 
     def _save_unfinished(self, trainer: Trainer) -> None:
         """Write `last.ckpt` in mid epoch, and keep the checkpoint after it, which says that the epoch is finished, from taking its place."""
-        trainer.save_checkpoint(self._path(trainer), weights_only=False)
+        path = self._path(trainer)
+        trainer.save_checkpoint(path, weights_only=False)
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.save_last:
                 callback._last_global_step_saved = trainer.global_step
+                callback._last_checkpoint_saved = str(path)  # at the training's end one is written where none was
 
     def _path(self, trainer: Trainer) -> Path:
         folder = (
