@@ -23,7 +23,7 @@ from PIL import Image
 from explainode.callbacks.artifacts_wandb import source_zip
 from explainode.callbacks.evaluation_wandb import log_evaluation
 from explainode.callbacks.explanations import ExplanationCallback
-from explainode.callbacks.loggers import RunLogger, _say_offline, group_of, wandb_logger, wandb_mode
+from explainode.callbacks.loggers import RunLogger, _say_offline, given_id, group_of, wandb_logger, wandb_mode
 from explainode.callbacks.wandb_login import logged_in
 from explainode.callbacks.wandb_records import inspect
 from explainode.errors import UserError
@@ -264,6 +264,18 @@ def test_an_evaluation_is_a_run_of_its_own(tmp_path):
 def test_under_wandbs_sweep_agent_the_run_is_its_own(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_RUN_ID", "given")
     assert wandb_logger(str(tmp_path), mode="offline").version == "given"
+
+
+def test_points_and_variants_under_one_given_id_are_runs_of_their_own(tmp_path, monkeypatch):
+    """Two points of a sweep, each of two variants: four ids that begin with the given one, the same at every start."""
+    monkeypatch.setenv("WANDB_RUN_ID", "given")
+    (tmp_path / "multirun.yaml").touch()
+    ids = []
+    for point in ("0", "1"):
+        RunDirectory(tmp_path / point).write_config({"variants": {"net": {}, "twin": {}}})
+        ids += [given_id(tmp_path / point, name) for name in ("train/net", "train/twin")]
+    assert len(set(ids)) == 4 and all(one.startswith("given-") for one in ids)
+    assert given_id(tmp_path / "0", "train/net") == ids[0]
 
 
 @pytest.mark.parametrize(("sweep", "expected"), [(False, "7/3"), (True, "study/7")])

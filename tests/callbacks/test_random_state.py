@@ -67,3 +67,14 @@ def test_a_checkpoint_without_random_state_is_told(classifier, data, trainer, tm
         trainer(tmp_path, [RandomState()], max_epochs=2).fit(
             classifier(), datamodule=data(), ckpt_path=tmp_path / "checkpoints" / "last.ckpt"
         )
+
+
+def test_another_number_of_gpus_is_told():
+    """Their states cannot be given back: said, and the others are."""
+    state = capture()
+    expected = draws()
+    with pytest.warns(
+        UserWarning, match=rf"state of {len(state['cuda']) + 1} GPU\(s\), and {len(state['cuda'])} are visible"
+    ):
+        restore(state | {"cuda": [*state["cuda"], torch.zeros(16, dtype=torch.uint8)]})
+    assert draws() == expected

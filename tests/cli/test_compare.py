@@ -265,3 +265,15 @@ def test_two_comparisons_of_one_job_do_not_meet(cli: Cli, monkeypatch: pytest.Mo
     for folder in ("7", "7-2", "7-3"):
         assert cli("compare", "a", "b")[0] == 0
         assert Path("runs/compare", folder, "report.html").is_file()
+
+
+def test_a_run_beside_itself_differs_in_nothing(cli: Cli) -> None:
+    write(Path("a"), results(0.9))
+    status, _, err = cli("compare", "a", "a/../a", "-o", "out")
+    assert status == 0, err
+    rows = RunDirectory(Path("out")).read_rows()
+    assert {row.model for row in rows} == {"a/net", "a (2)/net"}
+    one, other = (
+        {(r.explainer, r.metric): r.value for r in rows if r.model == model} for model in ("a/net", "a (2)/net")
+    )
+    assert one == other

@@ -1,6 +1,7 @@
 """`explainode explain`: one picture, a weights file, and what the methods say about their own maps."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -38,3 +39,15 @@ def test_the_scores_carry_it_too(picture, capsys):
 def test_an_adjoint_of_a_resnet_is_refused_in_a_sentence(picture, capsys):
     assert main([*picture, "-m", "adjoint_map"]) == 2
     assert "solves no equation" in capsys.readouterr().err
+
+
+def test_a_second_time_does_not_overwrite_the_first(picture, capsys):
+    """A folder that was named is refused; one that was not gets a name that is free, also within a second."""
+    assert main([*picture, "-m", "saliency"]) == 0
+    before = Path("out/scores.json").stat().st_mtime_ns
+    assert main([*picture, "-m", "input_x_gradient"]) == 2
+    assert "out holds explanations already" in capsys.readouterr().err
+    assert Path("out/scores.json").stat().st_mtime_ns == before
+    for _ in range(2):
+        assert main([*picture[:-2], "-m", "saliency"]) == 0
+    assert sum(1 for _ in Path("runs/explain").glob("*/scores.json")) == 2

@@ -57,6 +57,13 @@ def test_a_requeued_job_finds_its_own_directory(environment):
     assert slurm.slurm_job() == run_id() == "16_3"
 
 
+@pytest.mark.parametrize(("step", "expected"), [(0, "17"), (1, "17.1"), (4294967291, "17")])
+def test_later_steps_of_a_job_are_other_runs(environment, step, expected):
+    """The batch script, whose number is no step's, and the first step have the job's own name."""
+    environment(SLURM_JOB_ID=17, SLURM_STEP_ID=step)
+    assert run_id() == expected
+
+
 @pytest.mark.parametrize("trainer", ["cpu", "gpu", "ddp", "ddp_sim", "slurm", "debug"])
 def test_nothing_is_restored_from_the_working_directory(trainer):
     """Trap: Lightning restores any hpc_ckpt_*.ckpt of its default_root_dir, which is the working directory by default."""
@@ -83,6 +90,8 @@ def test_lightning_does_not_requeue_by_itself(environment):
         ({"SLURM_NTASKS": 1}, 1, 1, None),
         ({"SLURM_NTASKS": 2, "SLURM_JOB_NAME": "bash"}, 1, 1, None),
         ({"SLURM_NTASKS": 2, "SLURM_NTASKS_PER_NODE": 2, "SLURM_STEP_ID": 0}, 1, 1, ["2 task", "trainer.devices=2", "--ntasks-per-node=1"]),
+        ({"SLURM_NTASKS": 2, "SLURM_NTASKS_PER_NODE": 2, "SLURM_STEP_ID": 0, "SLURM_STEP_NUM_TASKS": 2, "SLURM_JOB_NAME": "interactive"}, 1, 1, ["2 task"]),
+        ({"SLURM_NTASKS": 2, "SLURM_STEP_ID": 0, "SLURM_STEP_NUM_TASKS": 1, "SLURM_JOB_NAME": "interactive"}, 2, 1, None),
         ({"SLURM_NTASKS": 1, "SLURM_STEP_ID": 0}, 2, 1, ["1 task", "trainer.devices=1", "--ntasks-per-node=2"]),
         ({"SLURM_NTASKS": 4, "SLURM_STEP_NUM_TASKS": 2, "SLURM_NTASKS_PER_NODE": 4, "SLURM_STEP_ID": 0}, 4, 1, ["2 task", "devices=2"]),
         ({"SLURM_NTASKS": 2, "SLURM_NTASKS_PER_NODE": 2}, 2, 1, ["srun explainode"]),

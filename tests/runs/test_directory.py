@@ -118,6 +118,18 @@ def test_a_repeated_epoch_counts_once_and_the_later_lines_win(tmp_path: Path) ->
     assert read.per_image == {key: {0: 0.4, 1: 0.4}}
 
 
+def test_the_run_that_was_just_made_counts_not_the_longest(tmp_path: Path) -> None:
+    """Trained for 10 epochs, then again from an early checkpoint for 4: the table shows the 4."""
+    run = RunDirectory(tmp_path)
+    for epoch, value in ((10, 0.9), (4, 0.2)):
+        run.write_results(
+            Results(rows=[_row(value, epoch=epoch)], per_image={("resnet", "ig", "deletion"): {0: value}})
+        )
+    read = run.read_results()
+    assert [(row.epoch, row.value) for row in final(read).rows] == [(4, 0.2)]
+    assert read.per_image == {("resnet", "ig", "deletion"): {0: 0.2}}
+
+
 def test_values_belong_to_the_rows_that_final_picks(tmp_path: Path) -> None:
     """A run that went on after its last test: values of the validation split must not be mistaken for those of the test split."""
     run = RunDirectory(tmp_path)

@@ -245,3 +245,28 @@ def test_a_full_disk_ends_the_run_with_a_sentence(classifier, data, trainer, tmp
     with pytest.raises(UserError, match="the disk is full"):
         trainer(tmp_path, max_epochs=1).fit(classifier(seed=1), datamodule=data())
     assert (tmp_path / "checkpoints" / "last.ckpt").read_bytes() == before
+
+
+def test_the_furthest_trained_counts_whatever_the_clock_says(tmp_path, monkeypatch):
+    """A machine whose clock is ten minutes ahead wrote the first epoch's; the order is the same for copies without a manifest."""
+    for name, step, clock in (("epoch000.ckpt", 10, 600), ("epoch001.ckpt", 20, 0)):
+        with monkeypatch.context() as machine:
+            machine.setattr(files.time, "time_ns", lambda clock=clock: clock * 10**9)
+            IO.save_checkpoint(state() | {"global_step": step}, tmp_path / name)
+        os.utime(tmp_path / name, (clock, clock))
+    assert latest_checkpoint(tmp_path) == tmp_path / "epoch001.ckpt"
+    (tmp_path / MANIFEST).unlink()
+    assert latest_checkpoint(tmp_path) == tmp_path / "epoch001.ckpt"
+    (tmp_path / "epoch000.ckpt").write_bytes(b"PK cut off")
+    with pytest.warns(UserWarning, match=r"epoch000\.ckpt is passed over"):
+        assert latest_checkpoint(tmp_path) == tmp_path / "epoch001.ckpt"
+
+
+def test_a_link_is_as_good_as_its_file(tmp_path):
+    """save_last=link, after a run of which last.ckpt was a file that the manifest still knows."""
+    IO.save_checkpoint(state() | {"global_step": 5}, tmp_path / "last.ckpt")
+    IO.save_checkpoint(state(2.0), tmp_path / "epoch002.ckpt")
+    (tmp_path / "last.ckpt").unlink()
+    (tmp_path / "last.ckpt").symlink_to("epoch002.ckpt")
+    assert verify(tmp_path / "last.ckpt") == tmp_path / "last.ckpt"
+    assert latest_checkpoint(tmp_path).resolve() == tmp_path / "epoch002.ckpt"

@@ -54,15 +54,15 @@ def everything(module, optimizer):
 
 @pytest.fixture
 def run(classifier, data, trainer):
-    def fit(folder, callbacks=(), resume=None, seed=0, ema=False, workers=0):
+    def fit(folder, callbacks=(), resume=None, seed=0, ema=False, workers=0, **settings):
         torch.manual_seed(seed)
         module = classifier(
-            seed=0 if resume is None else 9, scheduler=partial(OneCycleLR, max_lr=0.02)
+            seed=0 if resume is None else 9, scheduler=partial(OneCycleLR, max_lr=0.02, total_steps=18)
         )  # a resumed run must not need its first weights
         torch.manual_seed(100 + seed)
         metrics = Metrics()
         averaging = [EMAWeightAveraging(decay=0.8)] if ema else []
-        one = trainer(folder, [*callbacks, metrics, RandomState(), Interrupt(), *averaging], max_epochs=3)
+        one = trainer(folder, [*callbacks, metrics, RandomState(), Interrupt(), *averaging], max_epochs=3, **settings)
         one.fit(module, datamodule=data(augment=Augment(), num_workers=workers), ckpt_path=resume)
         return everything(module, one.optimizers[0]), metrics.epochs
 
@@ -124,4 +124,53 @@ def test_resuming_with_workers_reads_the_same_batches(run, tmp_path):
     with pytest.raises(TrainingInterrupted):
         run(tmp_path / "broken", [StopAt("on_train_batch_end", 9)], workers=1)
     resumed, _ = run(tmp_path / "broken", resume=tmp_path / "broken" / "checkpoints" / "last.ckpt", workers=1)
+    assert all(torch.equal(a, b) for a, b in zip(unbroken, resumed, strict=True))
+
+
+class OutOfTime(Callback):
+    """What Lightning's timer does, after so many batches instead of seconds."""
+
+    def __init__(self, batches):
+        self.batches = batches
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.batches -= 1
+        trainer.should_stop = trainer.should_stop or self.batches <= 0
+
+
+@pytest.mark.parametrize("ema", [False, True])
+@pytest.mark.parametrize("every", [1, 3, 4])
+@pytest.mark.parametrize("how", ["signal", "time", "steps"])
+def test_a_training_that_ends_in_mid_epoch_goes_on_with_the_rest_of_it(run, finished, tmp_path, how, every, ema):
+    """Asked to stop after 8 of 18 batches (6 an epoch), also within a window of accumulated gradients, of which the last is short with 4."""
+    key = (every, ema)
+    if key not in finished:
+        finished[key] = run(tmp_path / "unbroken", accumulate_grad_batches=every, ema=ema)
+    unbroken, metrics = finished[key]
+    if how == "signal":
+        with pytest.raises(TrainingInterrupted):
+            run(tmp_path / "broken", [StopAt("on_train_batch_end", 8)], accumulate_grad_batches=every, ema=ema)
+    elif how == "time":
+        run(tmp_path / "broken", [OutOfTime(8)], accumulate_grad_batches=every, ema=ema)
+    else:
+        steps = {1: 8, 3: 3, 4: 3}[every]
+        run(tmp_path / "broken", accumulate_grad_batches=every, ema=ema, max_steps=steps)
+    resumed, rest = run(
+        tmp_path / "broken",
+        resume=latest_checkpoint(tmp_path / "broken" / "checkpoints"),
+        accumulate_grad_batches=every,
+        ema=ema,
+    )
+    assert all(torch.equal(a, b) for a, b in zip(unbroken, resumed, strict=True))
+    assert rest and all(metrics[epoch] == values for epoch, values in rest.items())
+
+
+@pytest.mark.parametrize("how", ["time", "steps"])
+def test_also_in_the_first_epoch(run, finished, tmp_path, how):
+    """Lightning writes a last checkpoint at the end of a training that has saved none."""
+    if False not in finished:
+        finished[False] = run(tmp_path / "unbroken")
+    unbroken, _ = finished[False]
+    run(tmp_path / "broken", [OutOfTime(2)] if how == "time" else (), max_steps=2 if how == "steps" else -1)
+    resumed, _ = run(tmp_path / "broken", resume=latest_checkpoint(tmp_path / "broken" / "checkpoints"))
     assert all(torch.equal(a, b) for a, b in zip(unbroken, resumed, strict=True))

@@ -9,7 +9,7 @@ from types import FrameType
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, WeightAveraging
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, WeightAveraging
 
 from explainode.ranks import agree_on_largest
 from explainode.signals import TrainingLeft
@@ -18,10 +18,14 @@ from explainode.signals import TrainingLeft
 class Leave(Callback):
     """The skeleton: note a signal; agree with the other ranks; save; raise `exception` from `trainer.fit`.
 
-    Safe points are the ends of training batches, the start of validation, its batches (one process only: ranks may have different numbers of them)
-    and, through `check`, every step of a long explanation pass. We raise instead of setting `trainer.should_stop`: Lightning would first run the
-    whole validation and count the half epoch as a finished one, so that a resumed run would skip the rest of it. A handler never saves by itself:
-    ranks that are in different collective calls at that moment would wait for each other for ever.
+    Safe points are the ends of training batches after which the optimizer has made its step, the start of validation, its batches (one process
+    only: ranks may have different numbers of them) and, through `check`, every step of a long explanation pass. We raise instead of setting
+    `trainer.should_stop`: Lightning would first run the whole validation and count the half epoch as a finished one, so that a resumed run would
+    skip the rest of it. A handler never saves by itself: ranks that are in different collective calls at that moment would wait for each other
+    for ever.
+
+    A training that `max_steps` or `max_time` ends in mid epoch is saved there too, before Lightning counts the epoch as a finished one: going on
+    with it, the rest of the epoch follows.
 
     Where several of these callbacks are present they ask with one voice: one small collective call per safe point.
 
@@ -75,9 +79,16 @@ class Leave(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._trained = True
+        loop = trainer.fit_loop.epoch_loop
         # after an epoch's last batch Lightning resumes at the next epoch: the validation before it would be lost
-        if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
-            self._check_once(trainer)
+        if loop._num_ready_batches_reached():
+            return
+        if loop._should_accumulate():  # gradients of batches without a step are in no checkpoint
+            trainer.should_stop = False  # the timer asks again after the next batch
+            return
+        self._check_once(trainer)
+        if _leaves(trainer)[-1] is self and _is_over(trainer):
+            self._save_unfinished(trainer)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
@@ -105,6 +116,15 @@ class Leave(Callback):
             exception.checkpoint = path
         self.left = True
 
+    def _save_unfinished(self, trainer: Trainer) -> None:
+        """Write `last.ckpt` in mid epoch, and keep the checkpoint after it, which says that the epoch is finished, from taking its place."""
+        path = self._path(trainer)
+        trainer.save_checkpoint(path, weights_only=False)
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.save_last:
+                callback._last_global_step_saved = trainer.global_step
+                callback._last_checkpoint_saved = str(path)  # at the training's end one is written where none was
+
     def _path(self, trainer: Trainer) -> Path:
         folder = (
             self.dirpath
@@ -125,6 +145,12 @@ class Leave(Callback):
         progress.total.reset()
         progress.increment_ready()
         progress.increment_started()
+
+
+def _is_over(trainer: Trainer) -> bool:
+    """Whether the training ends with this batch, though its epoch does not."""
+    steps = trainer.max_steps
+    return (steps != -1 and trainer.global_step >= steps) or (trainer.should_stop and trainer.fit_loop._can_stop_early)
 
 
 def _leaves(trainer: Trainer) -> list[Leave]:

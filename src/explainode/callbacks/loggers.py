@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import time
@@ -20,6 +21,7 @@ from explainode.callbacks.artifacts_wandb import log_code, log_model
 from explainode.callbacks.wandb_id import stable_id
 from explainode.callbacks.wandb_login import logged_in
 from explainode.errors import UserError
+from explainode.runs.directory import RunDirectory
 
 log = logging.getLogger(__name__)
 
@@ -65,9 +67,28 @@ def wandb_mode(mode: str = "auto") -> str:
 def group_of(folder: str | Path) -> str:
     """The group of a run: its run directory, which all variants share, or its sweep's, which all points share, as `name/id`."""
     folder = Path(folder).resolve()
-    if folder.name.isdecimal() and (folder.parent / "multirun.yaml").is_file():
+    if _is_point(folder):
         folder = folder.parent
     return f"{folder.parent.name}/{folder.name}"
+
+
+def _is_point(folder: Path) -> bool:
+    """Whether a run directory is that of a sweep's point."""
+    return folder.name.isdecimal() and (folder.parent / "multirun.yaml").is_file()
+
+
+def given_id(folder: Path, name: str) -> str | None:
+    """The id that `WANDB_RUN_ID` asks for; with the point of a sweep, and of several variants the variant, behind it: each is a curve of its own.
+
+    None where nothing is asked for.
+    """
+    given = os.environ.get("WANDB_RUN_ID")
+    if not given:
+        return None
+    folder = folder.resolve()
+    several = (folder / "config.yaml").is_file() and len(RunDirectory(folder).read_config().get("variants") or {}) > 1
+    variant = [hashlib.blake2b(name.encode(), digest_size=4).hexdigest()] if several else []
+    return "-".join([given, *([folder.name] if _is_point(folder) else []), *variant])
 
 
 def finish() -> None:
@@ -185,8 +206,8 @@ def wandb_logger(
     Args:
         entity: the user or team; None: the default one of who uploads.
         group: None: `group_of(save_dir)`.
-        id: the run's id; None: that of W&B's sweep agent, or else one that the run directory keeps (`stable_id`), so that a requeued or resumed run
-            continues the same curves.
+        id: the run's id; None: that of W&B's sweep agent (`given_id`), or else one that the run directory keeps (`stable_id`), so that a requeued or
+            resumed run continues the same curves.
         mode: "auto" (see `wandb_mode`), "online", "offline" or "disabled".
         code: keep the package's source as an artifact.
         model_mib, explanations_mib: the checkpoint, and the maps and tables of an evaluation, are kept as artifacts where they are not larger; 0
@@ -208,7 +229,7 @@ def wandb_logger(
         name=name,
         project=project,
         entity=entity,
-        id=id or os.environ.get("WANDB_RUN_ID") or stable_id(folder, job_type, name or ""),
+        id=id or given_id(folder, name or "") or stable_id(folder, job_type, name or ""),
         offline=chosen == "offline",
         group=group_of(folder) if group is None else group,
         job_type=job_type,

@@ -36,6 +36,11 @@ def restore(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"].cpu())
     if len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+    else:
+        rank_zero_warn(
+            f"the checkpoint holds the random state of {len(state['cuda'])} GPU(s), and {torch.cuda.device_count()} are visible: what is drawn on "
+            "GPUs (dropout) will be other numbers than in the unbroken run; make as many visible as before"
+        )
     numpy = state["numpy"]
     np.random.set_state(
         ("MT19937", numpy["keys"].numpy().astype(np.uint32), numpy["position"], numpy["has_gauss"], numpy["gauss"])

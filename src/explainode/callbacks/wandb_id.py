@@ -9,8 +9,7 @@ from pathlib import Path
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from explainode.files import replace_file
-
-_TOKEN = "wandb-data/run-token.txt"
+from explainode.runs.directory import RUN_TOKEN
 
 
 def stable_id(folder: Path, *names: str) -> str:
@@ -22,7 +21,7 @@ def stable_id(folder: Path, *names: str) -> str:
     Raises:
         UserError: if the directory cannot be written.
     """
-    path = folder / _TOKEN
+    path = folder / RUN_TOKEN
     if not path.is_file() and getattr(rank_zero_only, "rank", 0) == 0:  # only the first rank has a run
         replace_file(path, f"{secrets.token_hex(16)}\n".encode())
     token = path.read_text(encoding="ascii") if path.is_file() else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from explainode.errors import UserError, nearest
@@ -75,18 +76,31 @@ def _sources(folders: Sequence[Path], alone: bool) -> tuple[list, list[str]]:
     Raises:
         UserError: if there are fewer than two runs, or two have one name.
     """
-    from explainode.runs.merge import name_runs
     from explainode.runs.sweep import is_sweep, read_sweep
 
     sweeps = {folder: read_sweep(folder) for folder in folders if is_sweep(folder)}
     runs = [folder for folder in folders if folder not in sweeps]
-    sources = [*name_runs(runs), *(point for sweep in sweeps.values() for point in sweep.points)]
+    sources = [*_each(runs), *(point for sweep in sweeps.values() for point in sweep.points)]
     labels = [source.label for source in sources]
     if twice := next((label for label in labels if labels.count(label) > 1), None):
         raise UserError(f"two of the runs are called {twice!r}; compare sweeps one by one, or rename a folder")
     if len(sources) < (1 if alone else 2):
         raise UserError(f"compare needs two runs or more, or a sweep of two points, got {len(sources)}")
     return sources, [sentence for sweep in sweeps.values() for sentence in sweep.failed]
+
+
+def _each(runs: Sequence[Path]) -> list:
+    """The runs under their names; one that is named again has its number behind its name."""
+    from explainode.runs.merge import name_runs
+
+    places = [run.resolve() for run in runs]
+    once = dict(zip(places, runs, strict=True))
+    named = dict(zip(once, name_runs(list(once.values())), strict=True))
+    turns = [places[: k + 1].count(place) for k, place in enumerate(places)]
+    return [
+        named[place] if turn == 1 else replace(named[place], label=f"{named[place].label} ({turn})")
+        for place, turn in zip(places, turns, strict=True)
+    ]
 
 
 def _free(folder: Path) -> Path:

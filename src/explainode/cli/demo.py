@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from explainode.errors import UserError
+from explainode.runs.claim import owner_of, refusal
 from explainode.runs.directory import run_config
 
 HELP = """explainode demo [settings]
@@ -24,6 +25,8 @@ def run(arguments: Sequence[str]) -> int:
     from explainode.cli import train
 
     folder = Path(next((word.partition("=")[2] for word in arguments if word.startswith("run_dir=")), "runs/demo"))
+    if (owner := owner_of(folder)) is not None:
+        raise UserError(refusal(folder, owner))
     if folder.exists() and any(folder.iterdir()):
         if run_config(folder).get("name") != "demo":
             raise UserError(f"{folder} holds another run; name another folder with run_dir=...")

@@ -14,6 +14,7 @@ from explainode.cli.help import verb_help
 from explainode.errors import UserError
 from explainode.heartbeat import Heartbeat
 from explainode.registry.composing import compose, plain, run_id
+from explainode.runs.claim import fresh_directory
 from explainode.wording import shown
 
 EXAMPLES = (
@@ -54,6 +55,10 @@ def run(arguments: Sequence[str]) -> int:
             write_pictures,
         )
 
+        if settings["output"] and (Path(settings["output"]) / "scores.json").is_file():
+            raise UserError(
+                f"{settings['output']} holds explanations already, which would be overwritten; name another folder with -o"
+            )
         paths = named_pictures(options.words)
         subjects = choose_subjects(settings)
     console = Console(stderr=options.json)
@@ -68,7 +73,7 @@ def run(arguments: Sequence[str]) -> int:
             found, drawn = explain_pictures(subject, settings, pictures)
         scores += found
         maps += drawn
-    folder = Path(settings["output"] or f"runs/explain/{run_id()}")
+    folder = Path(settings["output"]) if settings["output"] else fresh_directory(Path(f"runs/explain/{run_id()}"))
     picture = write_pictures(folder, scores, maps, subjects[0].class_names)
     if options.json:
         print(json.dumps(scores, indent=1))

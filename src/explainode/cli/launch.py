@@ -27,6 +27,34 @@ def with_our_launchers(overrides: Sequence[str]) -> list[str]:
     return [ours.get(word, word) for word in overrides]
 
 
+def check_settings(config: DictConfig, sweeps: bool) -> None:
+    """Refuse what could not be trained or measured, before anything is made.
+
+    Raises:
+        UserError: for a number of epochs that is none, nothing to explain with or to measure, a GPU that is not there.
+    """
+    epochs = config.trainer.get("max_epochs")
+    if isinstance(epochs, int) and epochs < -1:
+        raise UserError(
+            f"trainer.max_epochs={epochs} is no number of epochs; expected 1 or more, or -1 to train until trainer.max_steps or max_time"
+        )
+    for group in ("explainer", "metric"):
+        if not config.get(group):
+            raise UserError(
+                f"no {group} is chosen, so nothing could be measured; choose some with {group}=[...] (explainode list {group})"
+            )
+    if not sweeps and config.trainer.get("accelerator") in (
+        "gpu",
+        "cuda",
+    ):  # the points of a sweep may run on another machine
+        import torch
+
+        if not torch.cuda.is_available() and not torch.backends.mps.is_available():
+            raise UserError(
+                f"trainer.accelerator={config.trainer.accelerator} needs a GPU, and there is none here; choose trainer=cpu"
+            )
+
+
 def check_launcher(config: DictConfig, launcher: str, sweeps: bool) -> None:
     """Refuse what a launcher cannot do, before anything is started.
 

@@ -100,7 +100,7 @@ def measure(
     networks: Mapping[str, nn.Module],
     data: Any,
     folder: RunDirectory,
-    epoch: int,
+    epoch: int | Mapping[str, int],
     teachers: Mapping[str, nn.Module] | None = None,
 ) -> Results:
     """Explain and measure each network on the chosen images of a split, and write what was found; every rank takes its share of the images.
@@ -108,6 +108,7 @@ def measure(
     Maps are kept of the panel's images, which are evenly spaced, and of those that all networks together explain worst.
 
     Args:
+        epoch: after which it is measured; or after how many each network was trained, by name.
         teachers: by network, the one that it stands for: their gap is measured too, by rank 0 on all of the images.
 
     Raises:
@@ -125,6 +126,7 @@ def measure(
             indices, accuracy = correct_images(settings, networks, data, device)
     panel = choose_panel(indices, settings["panel"])
     rank, world_size = rank_and_size()
+    epochs = epoch if isinstance(epoch, Mapping) else dict.fromkeys(networks, epoch)
     everything = Results()
 
     def look(
@@ -140,7 +142,7 @@ def measure(
             n=length,
             name=name,
             split=split,
-            epoch=epoch,
+            epoch=epochs[name],
             noise=settings["noise"],
             seed=settings["seed"],
             chunk_size=settings["chunk_size"],
@@ -186,7 +188,7 @@ def measure(
                 data.batches(split, indices, settings["batch_size"]),
                 name=name,
                 split=split,
-                epoch=epoch,
+                epoch=epochs[name],
                 seed=settings["seed"],
                 total=len(indices),
                 progress=progress,

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from explainode.errors import UserError
+from explainode.runs.claim import Owner, claimed
 from explainode.signals import NOTICES, PREEMPTIONS, keep_signals
 
 _RESTARTED = "requeued.txt"  # in the run directory of submitit's local job: which job left it there
@@ -35,8 +37,11 @@ def is_first_rank() -> bool:
 
 
 def _under_srun() -> bool:
-    """Whether Lightning takes SLURM's tasks for ranks (it does not in an interactive shell)."""
-    return "SLURM_NTASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive")
+    """Whether SLURM's tasks are our ranks: not in an interactive shell, but in a step of several tasks that was started from one."""
+    if "SLURM_NTASKS" not in os.environ:
+        return False
+    several = "SLURM_STEP_ID" in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS") or 1) > 1
+    return several or os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive")
 
 
 def check_tasks(devices: int, nodes: int) -> None:
@@ -123,10 +128,27 @@ def _ask(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
 
 
+def restarts() -> int:
+    """How often SLURM has put our job back into the queue."""
+    return 0 if slurm_job() is None else int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+
+
+def own(run_directory: Path) -> AbstractContextManager[Any]:
+    """Context: the run directory is ours alone, see `claimed`; the first rank says so for all, and a requeued job for what it was before.
+
+    Raises:
+        UserError: naming the owner, if it is somebody else's.
+    """
+    if not is_first_rank():
+        return nullcontext()
+    job, step = slurm_job(), os.environ.get("SLURM_STEP_ID")
+    return claimed(run_directory, Owner.here(f"{job}.{step or 'batch'}" if job else "", restarts()))
+
+
 def was_requeued(run_directory: Path) -> bool:
     """Whether our job has run before: it goes on from the checkpoints in its run directory."""
     if slurm_job() is not None:
-        return int(os.environ.get("SLURM_RESTART_COUNT") or 0) > 0
+        return restarts() > 0
     marker = run_directory / _RESTARTED
     return local_job() is not None and marker.is_file() and marker.read_text(encoding="utf-8") == local_job()
 

@@ -17,7 +17,7 @@ from explainode.errors import UserError
 from explainode.jobs.images import build_data, count_classes, select_images
 from explainode.jobs.measure import measure
 from explainode.jobs.networks import build_network
-from explainode.jobs.slurm import check_tasks, cluster_plugins, was_requeued
+from explainode.jobs.slurm import check_tasks, cluster_plugins, is_first_rank, own, was_requeued
 from explainode.ranks import rank_and_size
 from explainode.registry.build import check_parameters, instantiate
 from explainode.registry.composing import plain
@@ -27,6 +27,17 @@ from explainode.signals import TrainingInterrupted, at_once
 from explainode.training.checkpoint import AtomicCheckpointIO, latest_checkpoint, resume_path
 from explainode.training.precision import slow_precision
 from explainode.training.profile import StepProfiler
+
+# what of a trainer changes the numbers, and Lightning's defaults: runs of the first version may not say all of it
+_OF_THE_STEPS = {
+    "precision": "32-true",
+    "accumulate_grad_batches": 1,
+    "gradient_clip_val": None,
+    "gradient_clip_algorithm": "norm",
+    "limit_train_batches": 1.0,
+    "overfit_batches": 0.0,
+    "sync_batchnorm": False,
+}
 
 
 @dataclass
@@ -54,7 +65,7 @@ def prepare(config: DictConfig) -> tuple[Any, dict[str, Any]]:
     if not data.num_classes:
         raise UserError("training needs labels, and this data has none; sort the pictures into one folder per class")
     count_classes(config, data)
-    settings = plain(config)
+    settings = {"callback": {}, "logger": {}, **plain(config)}  # an empty list means none
     check_name(settings["variant"], "the variant")
     variants(config)
     select_images(settings["evaluation"], data)
@@ -73,16 +84,26 @@ def train(config: DictConfig, data: Any, settings: Mapping[str, Any], say: Calla
         say: told what a distilled surrogate is worth, by the first rank.
 
     Raises:
-        UserError: if the run directory holds a run of other settings.
+        UserError: if the run directory is somebody else's, or holds a run that this one would overwrite or mix with.
         TrainingPreempted: if the machine is needed elsewhere.
     """
     folder = RunDirectory(Path(settings["output_dir"]))
+    with own(folder.path):
+        return _train(config, data, settings, folder, say)
+
+
+def _train(
+    config: DictConfig, data: Any, settings: Mapping[str, Any], folder: RunDirectory, say: Callable[[str], None]
+) -> Training:
     check_same_run(folder, settings)
+    if is_first_rank() and not any((folder.path / "checkpoints").glob("*/*.ckpt")):
+        folder.begin_anew()
     folder.write_config({**settings, "image_size": data.image_size})
     folder.write_class_names(data.class_names)
     training = Training(folder)
     networks: dict[str, Any] = {}
     teachers: dict[str, Any] = {}
+    epochs: dict[str, int] = {}
     for variant in variants(config):
         name = variant.variant
         training.settings[name] = plain(variant)
@@ -91,26 +112,32 @@ def train(config: DictConfig, data: Any, settings: Mapping[str, Any], say: Calla
         except TrainingInterrupted as left:
             training.interrupted = left
             return training
-        networks[name] = module.network.eval()
+        networks[name], epochs[name] = module.network.eval(), module.trainer.current_epoch
+        if rank_and_size()[0] == 0 and (cut := cut_short(name, module.trainer)) is not None:
+            folder.write_warnings([cut])
         if (teacher := getattr(module, "teacher", None)) is not None:
             teachers[name] = teacher
             if rank_and_size()[0] == 0:
                 say(f"{name}: {module.verdict()}")
     with at_once():
-        measure(settings, networks, data, folder, settings["trainer"].get("max_epochs") or 0, teachers)
+        measure(settings, networks, data, folder, epochs, teachers)
     return training
 
 
 def check_same_run(folder: RunDirectory, settings: Mapping[str, Any]) -> None:
-    """Refuse a run directory that holds a run of other settings: its checkpoints and tables would be mixed with ours.
+    """Refuse a run directory that holds a run which this one does not go on with: its checkpoints and tables would be mixed with ours.
 
-    What may differ is where the data lies and how it is read, how long and on which devices is trained, and what is explained and measured.
+    What may differ is where the data lies and how it is read, how much longer and on which devices is trained, and what is explained and measured.
 
     Raises:
-        UserError: naming a setting that differs.
+        UserError: if nothing says that the run goes on, or naming a setting that differs.
     """
-    if not (folder.path / "checkpoints").is_dir():
+    if not any((folder.path / "checkpoints").glob("*/*.ckpt")):
         return
+    if settings["ckpt_path"] is None and not was_requeued(folder.path):
+        raise UserError(
+            f"{folder.path} holds a run already, which would be overwritten; go on with it by ckpt_path=auto, or name another run_dir"
+        )
     before, now = folder.read_config(), _yaml(settings)
     for group in ("model", "data", "module", "variants", "seed"):
         for key, then in sorted(_leaves(before.get(group), group).items()):
@@ -119,6 +146,40 @@ def check_same_run(folder: RunDirectory, settings: Mapping[str, Any]) -> None:
                 raise UserError(
                     f"{folder.path} holds a run with {key}={then}, and not {value}; go on with the same settings, or name another run_dir"
                 )
+    averaging, averages = ((run.get("callback") or {}).get("ema") for run in (before, now))
+    if averaging != averages:
+        raise UserError(
+            f"{folder.path} holds a run with callback.ema={averaging}, and not {averages}; go on with the same, or name another run_dir"
+        )
+    _check_trainer(folder, before.get("trainer") or {}, now["trainer"])
+
+
+def _check_trainer(folder: RunDirectory, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse another way of making steps, and fewer epochs than were planned: the schedule was made for them.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    for key, default in _OF_THE_STEPS.items():
+        then, value = before.get(key, default), now.get(key, default)
+        if str(then) != str(value):
+            raise UserError(
+                f"{folder.path} holds a run with trainer.{key}={then}, and not {value}; go on with the same settings, or name another run_dir"
+            )
+    planned, epochs = before.get("max_epochs"), now.get("max_epochs")
+    if planned is not None and epochs is not None and 0 <= epochs < planned:
+        raise UserError(
+            f"{folder.path} holds a run of trainer.max_epochs={planned}, and not {epochs}; go on with as many or more, or name another run_dir"
+        )
+
+
+def cut_short(name: str, trainer: Any) -> str | None:
+    """A sentence on a training that was stopped before its last epoch: after what it was measured. None for a whole one."""
+    batches = trainer.fit_loop.epoch_loop.batch_progress.current.completed
+    planned, trained = trainer.max_epochs, trainer.current_epoch
+    if planned is None or planned < 0 or (trained >= planned and batches in (0, trainer.num_training_batches)):
+        return None
+    return f"{name} was stopped early: measured after {trainer.global_step} steps, in epoch {trained} of {planned}."
 
 
 def _yaml(settings: Mapping[str, Any]) -> Any:

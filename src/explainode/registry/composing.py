@@ -19,13 +19,21 @@ from explainode.registry.targets import CONSENT, allow_targets, check_targets, c
 CONFIG_MODULE = "explainode.conf"
 
 
+_SPECIAL_STEPS = (
+    0xFFFFFFF0  # from here on SLURM numbers what is no step of its own: the batch script, an interactive shell
+)
+
+
 def run_id() -> str:
-    """The id of this run: the SLURM job's where there is one, so that a requeued job finds its own folder; else the time."""
+    """The id of this run: the SLURM job's where there is one, so that a requeued job finds its own folder; else the time.
+
+    Of several steps of one job the first has the job's id, the others `job.step`, as SLURM writes it.
+    """
     array, task, job = (os.environ.get(f"SLURM_{name}") for name in ("ARRAY_JOB_ID", "ARRAY_TASK_ID", "JOB_ID"))
-    if array and task:
-        return f"{array}_{task}"
     if job:
-        return job
+        step = int(os.environ.get("SLURM_STEP_ID") or 0)
+        name = f"{array}_{task}" if array and task else job
+        return f"{name}.{step}" if 0 < step < _SPECIAL_STEPS else name
     # ranks that Lightning starts by itself inherit the environment, and with it the folder of rank 0
     return os.environ.setdefault("EXPLAINODE_RUN_ID", datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
 
@@ -164,6 +172,33 @@ def check_entries(config: DictConfig) -> None:
                     f"{group}.{key} is set, but {group} {key!r} is not chosen; choose it with '{group}=[...,{key}]' or drop the override"
                 )
     check_targets(OmegaConf.to_container(config, resolve=False))
+
+
+def check_words(overrides: Sequence[str], sweeps: bool) -> None:
+    """Refuse what Hydra would explain in several lines, or take for our fault: several values without a sweep, lists that are null.
+
+    Raises:
+        UserError: naming the word.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    for word in overrides:
+        key, _, value = word.partition("=")
+        if key in MANY_OF and value == "null":
+            raise UserError(f"{word} is no choice; an empty list means none: {key}=[]")
+        try:
+            several = OverridesParser.create().parse_override(word).is_sweep_override()
+        except HydraException as error:
+            if value.endswith(","):
+                raise UserError(
+                    f"cannot read {word!r}: it ends with a comma; write {key}={value.rstrip(',')}, or {key}=[{value.rstrip(',')}] for a list"
+                ) from error
+            continue  # composing explains it
+        if several and not sweeps:
+            raise UserError(
+                f"{word} gives several values; add -m to sweep over them, or brackets for a list: {key}=[{value}]"
+            )
 
 
 def _strip_sweep(override: str) -> str:

@@ -23,7 +23,7 @@ import numpy as np
 import yaml
 
 from explainode.errors import UserError
-from explainode.files import append_lines, remove_parts, replace_file
+from explainode.files import append_lines, remove_parts, replace_file, told_in_one_sentence
 from explainode.metrics.results import Curve, Key, Maps, Results, Row
 from explainode.plain_yaml import read_yaml
 from explainode.runs.legacy import control_of, role_of
@@ -35,6 +35,7 @@ EARLIER_ROW_COLUMNS = ROW_COLUMNS[:-2]  # of the first version
 VALUE_COLUMNS = ("epoch", "split", "model", "explainer", "metric", "sample_id", "value")
 CURVE_COLUMNS = ("epoch", "split", "model", "explainer", "metric", "x", "mean", "low", "high", "x_label", "y_label")
 MAX_MAPS = 512 << 20  # bytes of one file of maps, unpacked
+RUN_TOKEN = "wandb-data/run-token.txt"  # of which the ids of W&B's runs are made
 Place = tuple[int, str]  # epoch and split of a measurement
 DIRECTIONS = {"": None, "True": True, "False": False}
 
@@ -76,11 +77,14 @@ def _commit(folder: Path) -> str | None:
 
 
 def final(results: Results) -> Results:
-    """The last measurement of each model: the test rows where there are any, else the last epoch's."""
+    """The last measurement of each model: the test rows where there are any, else those of another split; of several epochs the one written last.
+
+    Not that of the largest epoch: a training that goes on from an early checkpoint may end before the epoch at which it was measured once.
+    """
     splits = {row.split for row in results.rows}
     split = "test" if "test" in splits else max(splits, default="")
     rows = [row for row in results.rows if row.split == split]
-    last = {model: max(row.epoch for row in rows if row.model == model) for model in {row.model for row in rows}}
+    last = {row.model: row.epoch for row in rows}
     return replace(results, rows=[row for row in rows if row.epoch == last[row.model]])
 
 
@@ -122,6 +126,11 @@ class RunDirectory:
     def read_versions(self) -> dict[str, Any]:
         """What produced the run; empty where nothing was recorded."""
         return self._read_yaml("versions.yaml") if (self.path / "versions.yaml").is_file() else {}
+
+    def begin_anew(self) -> None:
+        """Forget what an earlier start left that nothing goes on with: the token by which W&B would draw both as one run."""
+        with told_in_one_sentence(self.path / RUN_TOKEN):
+            (self.path / RUN_TOKEN).unlink(missing_ok=True)
 
     def write_class_names(self, names: Sequence[str]) -> None:
         """`classes.txt`, one name a line, for captions."""

@@ -67,15 +67,25 @@ def _points(folder: Path) -> list[Path]:
     )
 
 
-def _overrides(point: Path) -> dict[str, str]:
-    path = point / OVERRIDES
+def read_overrides(run: Path) -> list[str]:
+    """The words `key=value` that a run was started with, as Hydra notes them; none where it has noted nothing yet.
+
+    Raises:
+        UserError: if the file is damaged.
+    """
+    path = run / OVERRIDES
+    if not path.is_file():
+        return []
     try:
-        words = yaml.safe_load(path.read_text(encoding="utf-8")) or []
+        return [str(word) for word in yaml.safe_load(path.read_text(encoding="utf-8")) or []]
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(
             f"{path} is damaged ({str(error).splitlines()[0]}); restore it or leave the point out"
         ) from error
-    pairs = (str(word).partition("=") for word in words)
+
+
+def _overrides(point: Path) -> dict[str, str]:
+    pairs = (word.partition("=") for word in read_overrides(point))
     return {key.lstrip("+"): value for key, _, value in pairs}
 
 

@@ -86,6 +86,7 @@ def _damage(path: Path) -> str | None:
     """What is wrong with the file at `path`, or None if every bit is as it was written."""
     if not path.is_file():
         return "there is no such file" if not path.exists() else "it is no file"
+    path = path.resolve()  # save_last=link: the manifest knows the file, or an earlier one of the link's name
     size = path.stat().st_size
     if size == 0:
         return "the file is empty"
@@ -167,22 +168,30 @@ def load_state(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
 
 
 def _candidates(folder: Path) -> list[Path]:
-    """Checkpoints in a folder, newest first."""
+    """Checkpoints in a folder, the furthest trained first; of equally far ones the last written: clocks of several machines differ."""
     if not folder.is_dir():
         return []
-    manifest = _read_manifest(folder)
 
-    def saved(path: Path) -> tuple[int, bool]:
-        entry = manifest.get(path.name)
-        when = entry["saved"] if entry is not None and "saved" in entry else path.stat().st_mtime_ns
-        return when, path.name.startswith("last")
+    def progress(path: Path) -> tuple[float, int, bool]:
+        file = path.resolve()
+        entry = _read_manifest(file.parent).get(file.name) or {}
+        step = entry["global_step"] if entry.get("global_step") is not None else _global_step(file)
+        return step, entry.get("saved", file.stat().st_mtime_ns), path.name.startswith("last")
 
     found = {path for pattern in _PATTERNS for path in folder.glob(pattern) if path.is_file()}
-    return sorted(found, key=saved, reverse=True)
+    return sorted(found, key=progress, reverse=True)
+
+
+def _global_step(path: Path) -> float:
+    """After how many steps a checkpoint without an entry in a manifest was written; infinity for one that cannot be read, so that it is looked at and named."""
+    try:
+        return int(torch.load(path, map_location="meta", mmap=True, weights_only=True)["global_step"])
+    except (OSError, EOFError, RuntimeError, KeyError, TypeError, ValueError, pickle.UnpicklingError):
+        return float("inf")
 
 
 def latest_checkpoint(folder: str | Path) -> Path | None:
-    """The newest good one of last*.ckpt, epoch*.ckpt and hpc_ckpt_*.ckpt in `folder`; None if there is none.
+    """The furthest trained good one of last*.ckpt, epoch*.ckpt and hpc_ckpt_*.ckpt in `folder`; None if there is none.
 
     A damaged file is passed over with a warning that names it.
     """
