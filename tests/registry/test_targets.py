@@ -430,8 +430,8 @@ def test_names_do_not_steer_the_terminal(tmp_path, monkeypatch, capsys):
     run = write_run(tmp_path / "run")
     (run / "classes.txt").write_text("\x1b[31mred\u202e\n" * 8)
     explain = [word for word in words("explain", run, tmp_path) if not word.endswith("picture.png")]
-    assert main([*explain, str(picture), str(tmp_path / "b\x1b[2J.png")]) == 0
     assert main([*explain, "\x1b[2Jgone.png"]) == 2
+    assert main([*explain, str(picture), str(tmp_path / "b\x1b[2J.png")]) == 0
     said = capsys.readouterr()
     assert "owned" in said.out and "red" in said.out and "gone" in said.err
     assert not {"\x1b", "\x07", "\u202e"} & set(said.out + said.err)

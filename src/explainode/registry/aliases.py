@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 ALIASES = {
-    "explainode.training.profile.StepProfiler": "explainode.training.profile.StepProfiler",
+    "explainode.callbacks.profile.StepProfiler": "explainode.training.profile.StepProfiler",
 }
 
 
