@@ -152,6 +152,7 @@ def test_the_state_map_of_a_stochastic_block_needs_no_grid(resnet, images, class
 
 
 def test_a_map_solves_each_block_once(ode, images, classes, monkeypatch):
+    AdjointMap()(ode, images, classes)  # what belongs to the network, not to the images, is looked up once
     calls = []
     solve = RungeKutta.solve
     monkeypatch.setattr(

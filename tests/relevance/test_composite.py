@@ -293,7 +293,7 @@ _target_: explainode.explainers.relevance.Relevance
 
 
 def test_a_users_composite_is_a_yaml(tmp_path: Path, monkeypatch, x):
-    monkeypatch.setattr(registry, "_extra_folders", [])
+    monkeypatch.setattr("explainode.registry.entries._extra_folders", [])
     for group, text in (("composite", MINE), ("explainer", EXPLAINER)):
         (tmp_path / group).mkdir()
         (tmp_path / group / "mine.yaml").write_text(text, encoding="utf-8")

@@ -538,7 +538,7 @@ class Chosen(nn.Module):
             lambda x: x[:, :, x.sum((0, 1, 3)).argsort()] * torch.arange(1, 4)[:, None],
             "another constant on the baseline",
         ),
-        (lambda x: torch.cumsum(x, 2), "'cumsum'.*not covered"),
+        (lambda x: torch.cumprod(x, 2), "'cumprod'.*not covered"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_by_name(function, sentence):

@@ -199,7 +199,7 @@ def mixes_images(model: nn.Module, x: Tensor) -> bool:
     if x.shape[1:] not in known:
         image, state = x[:1].detach(), torch.get_rng_state()
         with noise_rows(torch.zeros(1, dtype=torch.int64)):
-            alone = check_logits(model(image), 1)
+            alone = check_logits(model(image.clone()), 1)  # a network may write into its input
         torch.set_rng_state(state)  # what the network draws by itself is the same for both
         with noise_rows(torch.zeros(2, dtype=torch.int64)):
             beside = check_logits(model(torch.cat([image, image.flip(-1) / 2])), 2)[:1]

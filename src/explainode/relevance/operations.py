@@ -492,6 +492,7 @@ FIRST_RESULT_ONLY = {
 SHAPE_ONLY = {
     "new_zeros", "new_ones", "new_empty", "new_full", "new_empty_strided", "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like",
 }  # fmt: skip
+UNINITIALIZED = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
 # conditions and positions that depend on the input may steer these: they say whose value is taken
 ROUTED_BY_CONDITIONS = {"where", "index", "index_select", "gather", "masked_fill"}
 

@@ -19,6 +19,7 @@ from explainode.relevance.operations import (
     FIRST_RESULT_ONLY,
     ROUTED_BY_CONDITIONS,
     SHAPE_ONLY,
+    UNINITIALIZED,
     BatchNorm,
     ConvolutionOperation,
     Folded,
@@ -221,6 +222,8 @@ class _Recorder(TorchDispatchMode):
         ):
             reads_condition = any(isinstance(leaf, Tensor) and id(leaf) in self.conditions for leaf in leaves)
             result = function(*args, **kwargs)
+            if _base_name(function)[0] in UNINITIALIZED:
+                result.zero_()  # what lies there by chance would be a constant that differs from one recording to the next
             if reads_condition and not self.constant:
                 self._watch_condition(function, args, result)
             return result
