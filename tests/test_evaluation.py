@@ -123,6 +123,8 @@ def test_shared_store_spares_the_clean_forward(network, images):
     calls = []
     network.register_forward_hook(lambda module, inputs, output: calls.append(len(output)))
     shared = {}
+    explain(Saliency(), network, images)  # what belongs to the network, not to the images, is looked up once
+    calls.clear()
     explain(Saliency(), network, images, shared=shared)
     explain(InputXGradient(), network, images, shared=shared)
     assert sum(calls) == 3 * len(images)  # one clean forward, one gradient pass each
@@ -150,8 +152,9 @@ def test_out_of_memory_on_one_image_is_raised(network, images):
         def attribute(self, model, x, target):
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(UserError, match="one picture of 16x16 pixels needs more memory than there is") as refused:
         explain(Starving(), network, images, chunk_size=1)
+    assert isinstance(refused.value.__cause__, torch.OutOfMemoryError)
 
 
 @pytest.mark.parametrize(
@@ -279,6 +282,8 @@ class Counted(nn.Module):
 
 def measured(network, images, explainer, kept=None, **options):
     counted = Counted(network)
+    explain(explainer, counted, images)  # what belongs to the network, not to the images, is looked up once
+    counted.rows = 0
     metrics = {"deletion": Deletion(points=6), "infidelity": Infidelity(draws=4, baseline="zero")}
     found = evaluate(
         counted, {"e": explainer}, metrics, in_batches(images, batch_size=4), n=len(images), kept=kept, **options

@@ -39,6 +39,7 @@ KINDS = (
     MODEL,
     Kind("model's builder", ("convert",), homes=("explainode.models",), partial=True),
     Kind("solver", ("solver",), also=("explainode.dynamics.sde.Milstein", "explainode.dynamics.torch_sde.TorchSDE")),
+    Kind("tableau", ("tableau",), ("explainode.dynamics.tableau.Tableau",)),
     Kind("noise", ("noise",), ("explainode.dynamics.noise.Noise",), ("explainode.dynamics",)),
     Kind(
         "diffusion",
