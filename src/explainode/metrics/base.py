@@ -151,9 +151,10 @@ class ExplanationMetric(Metric):
         Raises:
             UserError: if the record lacks what the metric `needs`, or holds a sample id that the table has no row for.
         """
-        for need in sorted(self.needs - explanation.known().keys()):
-            kind = KINDS[need]
-            raise UserError(f"{type(self).__name__} needs {kind.noun}, but this data has none; {kind.advice}")
+        for need in sorted(self.needs):
+            if getattr(explanation, need) is None:
+                kind = KINDS[need]
+                raise UserError(f"{type(self).__name__} needs {kind.noun}, but this data has none; {kind.advice}")
         rows = self._rows(explanation.sample_ids)
         seen = (self.count[rows] + self.excluded[rows]).sum(1) > 0
         values = self.measure(explanation).detach().to(self.value.device).double()
