@@ -48,6 +48,7 @@ def _only(facts: Mapping[str, Any], names: Mapping[str, Iterable[str]]) -> dict[
 
 
 def hash_facts(facts: Mapping[str, Any]) -> str:
+    """8 hex digits over plain facts, in whatever order they stand: what a refusal shows of two protocols."""
     return hashlib.blake2b(json.dumps(facts, sort_keys=True, default=str).encode(), digest_size=4).hexdigest()
 
 
