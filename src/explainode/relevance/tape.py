@@ -378,8 +378,6 @@ class _Recorder(TorchDispatchMode):
         storage = self._storage(target)
         written, before = self.find(source), self._flat(target)
         source = source.clone()  # it may lie in the memory that it is written into
-        if written is not None and self._storage(written.data) == storage:
-            written.data = source
         memory = target.new_empty(0).set_(target.untyped_storage())
         for value in self.sharing.pop(storage, []):  # what was read before stays what it was
             self.values.pop(id(value.data), None)
