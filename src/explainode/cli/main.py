@@ -61,6 +61,10 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     verb, rest = arguments[0], list(arguments[1:])
     _show_consent(rest)
+    if any("=" in word for word in rest):  # also those of a sweep, which Hydra composes by itself
+        from explainode.registry.former import current_override
+
+        rest = [current_override(word) for word in rest]
     status = (import_module(f"explainode.cli.{verb}").run if verb in VERBS else _added(verb))(rest)
     return int(status or 0)
 

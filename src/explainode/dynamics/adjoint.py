@@ -1,13 +1,13 @@
 """The symplectic adjoint: the exact gradient of Runge-Kutta steps from checkpoints, a few stages' graphs at a time.
 
-A step (paper 000, Eq. 15-16) maps x_n to x_{n+1}. Let lambda_n be the gradient with respect to x_n. From the last stage to the first,
+A step (Lei et al. 2023, Eq. 15-16) maps x_n to x_{n+1}. Let lambda_n be the gradient with respect to x_n. From the last stage to the first,
 
     u_i = dt (b_i lambda_{n+1} + sum_{j>i} a_ji v_j)            the gradient that reaches k_i
     v_i = (df/dx)^T u_i     at (t + c_i dt, X_i)                and the one that reaches X_i
     lambda_n = lambda_{n+1} + sum_i v_i
     dL/dtheta += sum_i (df/dtheta)^T u_i
 
-Source: Matsubara, Miyatake and Yaguchi 2021; Sanz-Serna 2016; paper 000, Eq. 19-20.
+Source: Matsubara, Miyatake and Yaguchi 2021; Sanz-Serna 2016; Lei et al. 2023, Eq. 19-20.
 We use the transposed form. With u_i = dt b_i xi_i it is Eq. 19-20 where no b_i is zero; it never divides by b_i, so that stages without
 weight (the set I_0 of Eq. 20) need no case of their own. The tests hold it against Eq. 19-20 as printed.
 """

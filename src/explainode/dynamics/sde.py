@@ -134,7 +134,7 @@ class EulerMaruyama(StochasticSolver):
 
     Strong order 1/2 (1 where g does not depend on x), weak order 1. With the identity as shortcut it is a stochastic residual block.
 
-    Source: Maruyama 1955; Kloeden and Platen 1992; as a network, paper 001 Eq. 5-6 and Liu et al. 2019.
+    Source: Maruyama 1955; Kloeden and Platen 1992; as a network, Jha et al. 2021 Eq. 5-6 and Liu et al. 2019.
     """
 
     strong_order: ClassVar[float] = 0.5

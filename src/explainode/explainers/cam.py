@@ -45,7 +45,7 @@ class GradientCAM(OnePass):
 class GradCAM(GradientCAM):
     """Feature maps of one layer, weighted by the mean gradient of the score over each map.
 
-    Source: Selvaraju et al. 2017; paper 004 Eq. 9-10.
+    Source: Selvaraju et al. 2017; Ayyar et al. 2021 Eq. 9-10.
     """
 
     def read(self, A: Tensor, gradient: Tensor) -> Tensor:

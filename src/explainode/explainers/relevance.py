@@ -39,7 +39,7 @@ class Relevance(Explainer):
     Raises:
         UserError: if relevance reaches an operation that no rule covers.
 
-    Source: the rules' own; paper 004 for the family.
+    Source: the rules' own; Ayyar et al. 2021 for the family.
     """
 
     composite: Composite

@@ -68,7 +68,7 @@ class PerturbationCurve(ExplanationMetric):
 class Deletion(PerturbationCurve):
     """Area under the target probability as the most relevant pixels are replaced: lower is more faithful.
 
-    Source: Petsiuk et al. 2018 (RISE); defaults as in paper 000, Sec. 6.2 (1 % steps, blurred image, predicted class).
+    Source: Petsiuk et al. 2018 (RISE); defaults as in Lei et al. 2023, Sec. 6.2 (1 % steps, blurred image, predicted class).
     We scale the blur with the image, as the paper does not describe it, and let ties keep raster order.
     """
 

@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from explainode.errors import UserError, nearest
 from explainode.registry.devices import gpus_of, ranks_of
 from explainode.registry.entries import GROUPS, MANY_OF, extra_config_folders, names
+from explainode.registry.former import current_override
 from explainode.registry.targets import CONSENT, allow_targets, check_targets, consent
 
 CONFIG_MODULE = "explainode.conf"
@@ -142,7 +143,7 @@ def _compose(config_name: str, overrides: Sequence[str], with_hydra: bool = Fals
     GlobalHydra.instance().clear()
     try:
         with initialize_config_module(CONFIG_MODULE, version_base="1.3"):
-            words = [*search_path(), *(_strip_sweep(o) for o in overrides)]
+            words = [*search_path(), *(_strip_sweep(current_override(o)) for o in overrides)]
             return hydra_compose(config_name, overrides=words, return_hydra_config=with_hydra)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_explain_failure(config_name, list(overrides), error)) from error

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from explainode.errors import UserError, nearest
 from explainode.plain_yaml import read_yaml
+from explainode.registry.former import current
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
@@ -98,6 +99,7 @@ def names(group: str) -> list[str]:
 
 def _text(group: str, name: str) -> str:
     known = names(group)
+    name = current(group, name)
     if name not in known:
         raise UserError(f"no {group} named {name!r}; the nearest are {nearest(name, known)}")
     return _files(group)[name].read_text(encoding="utf-8")
