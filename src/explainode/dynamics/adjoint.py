@@ -36,7 +36,7 @@ SPARE_STATES_INPUT_ONLY = 12.5
 
 
 @dataclass
-class Record:
+class ForwardPass:
     """One solved trajectory: all that its gradient needs besides the states.
 
     Attributes:
@@ -65,11 +65,11 @@ class Record:
         """t_n + c_i dt_n."""
         return stage_time(*self.ends(n), self.tableau.c[i])
 
-    def evaluate(self, session: Session, n: int, i: int, time: Time, x_i: Tensor) -> Tensor:
+    def slope(self, session: Session, n: int, i: int, time: Time, x_i: Tensor) -> Tensor:
         """k_i of step n as it was in the forward pass: same draws, same surroundings."""
         draws = self.draws[n]
         state = None if draws is None else draws[self.tableau.working_stages.index(i)]
-        return session.evaluate(self.field, time, x_i, state)
+        return session.slope(self.field, time, x_i, state)
 
     def advance(self, session: Session, n: int, x: Tensor) -> Tensor:
         """x_n -> x_{n+1}, as it was."""
@@ -77,7 +77,7 @@ class Record:
         order = iter(stages)
         return step(
             self.tableau,
-            lambda t, x_i: self.evaluate(session, n, next(order), t, x_i),
+            lambda t, x_i: self.slope(session, n, next(order), t, x_i),
             *self.ends(n),
             x,
             stages,
@@ -123,7 +123,7 @@ class Pullback:
         t0, t1: the same for the times: the grid stretches with its ends.
     """
 
-    def __init__(self, record: Record, session: Session, wanted: Sequence[bool], times: bool) -> None:
+    def __init__(self, record: ForwardPass, session: Session, wanted: Sequence[bool], times: bool) -> None:
         self.record, self.session, self.times = record, session, times
         self.parameters = [Sum() for _ in wanted]
         self.t0 = self.t1 = 0.0
@@ -202,7 +202,7 @@ class Pullback:
         if self.times:
             time = torch.full((), float(time), dtype=torch.float64, device=x_i.device, requires_grad=True)
             leaves.append(time)
-        return self.session.linearize(lambda: self.record.evaluate(self.session, n, i, time, leaves[0]), leaves)
+        return self.session.linearize(lambda: self.record.slope(self.session, n, i, time, leaves[0]), leaves)
 
     def again(self, n: int, x: Tensor, released: float) -> Stages:
         """The stages of step n from x: X_i, or as many of the last with their graphs as there is memory for; and the state that they come to."""
@@ -219,7 +219,7 @@ class Pullback:
                     stage.value = None
             else:
                 stages.inputs[i] = x_i
-                slope = self.record.evaluate(self.session, n, i, self.record.time(n, i), x_i)
+                slope = self.record.slope(self.session, n, i, self.record.time(n, i), x_i)
             assert slope is not None
             slopes[i] = slope
             if weight := dt * tableau.b[i]:  # as `combine` would add them up, without keeping them
@@ -266,7 +266,7 @@ class SymplecticAdjoint(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        record: Record = ctx.record
+        record: ForwardPass = ctx.record
         x, *kept = ctx.saved_tensors
         _, needs_x, needs_t0, needs_t1, *wanted = ctx.needs_input_grad
 
@@ -305,7 +305,7 @@ class Span:
         released: how many checkpoints come later, and are done with when backward arrives here.
     """
 
-    record: Record
+    record: ForwardPass
     first: int
     last: int
     result: list[Tensor]

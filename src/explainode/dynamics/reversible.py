@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from explainode.dynamics.adjoint import Pullback, Record, first_derivatives_only
+from explainode.dynamics.adjoint import ForwardPass, Pullback, first_derivatives_only
 from explainode.dynamics.draws import RandomState
 from explainode.dynamics.failure import NonFiniteState
 from explainode.dynamics.field import Field, check_transforms
@@ -28,7 +28,7 @@ from explainode.dynamics.problem import Solution, VectorField, check_grid, check
 from explainode.dynamics.replay import Session
 from explainode.dynamics.step import Time, step
 from explainode.dynamics.tableau import Tableau, tableau
-from explainode.dynamics.walk import is_finite
+from explainode.dynamics.trajectory import is_finite
 from explainode.errors import UserError, nearest
 
 GRADIENTS = ("reversible", "backprop")
@@ -159,7 +159,7 @@ class _March:
         return NonFiniteState(t, t_next - t, evaluations)
 
 
-class _BackAndForth(Record):
+class _BackAndForth(ForwardPass):
     """The increments of a reversible solution as steps: 2 n goes from t_n to t_{n+1}, 2 n + 1 back again."""
 
     def ends(self, n: int) -> tuple[float, float]:

@@ -321,7 +321,7 @@ def _noting(field: Field, drawn: list[RandomState | None], t: Time, x: Tensor) -
 
 def _again(session: Session, drawn: Iterator[RandomState | None], field: Field, t: Time, x: Tensor) -> Tensor:
     """field(t, x) as it was, with the next of what was noted."""
-    return session.evaluate(field, t, x, next(drawn))
+    return session.slope(field, t, x, next(drawn))
 
 
 def _sum(a: Any, b: Any) -> Any:

@@ -51,7 +51,7 @@ def state_and_adjoint(
         X, alpha: (B, *S), both detached.
     """
 
-    def evaluate(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    def compute(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         state: Tensor | None = None
 
         def begin(reached: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ def state_and_adjoint(
         assert state is not None, "every block of the network takes part in its forward pass"
         return state.detach(), differentiate(score, state)
 
-    state, adjoint = in_passes(evaluate, x, target)
+    state, adjoint = in_passes(compute, x, target)
     return state, adjoint
 
 
@@ -155,7 +155,7 @@ class AdjointCAM(Explainer):
 
 
 @dataclass(frozen=True)
-class Surrogate(Explainer):
+class ThroughSurrogate(Explainer):
     """Explains a network through another that stands for it, and says how far the two are apart.
 
     Every explanation carries `kappa`, the distance of the two predictions (Definition 2): a map of a surrogate explains the network only

@@ -209,11 +209,11 @@ class AttentionExplainer(Explainer):
     needs_attention: ClassVar[bool] = True
 
     def attribute(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
-        def evaluate(x: Tensor, target: Tensor) -> tuple[Tensor]:
+        def compute(x: Tensor, target: Tensor) -> tuple[Tensor]:
             attention = find_attention(model, record_logits(model, x, target))
             return (attention.on_grid(self.weigh(attention, target)),)
 
-        return in_passes(evaluate, x, target)[0]
+        return in_passes(compute, x, target)[0]
 
     @abstractmethod
     def weigh(self, attention: Attention, target: Tensor) -> Tensor:

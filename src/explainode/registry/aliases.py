@@ -4,6 +4,7 @@ from __future__ import annotations
 
 ALIASES = {
     "explainode.callbacks.profile.StepProfiler": "explainode.training.profile.StepProfiler",
+    "explainode.explainers.adjoint.Surrogate": "explainode.explainers.adjoint.ThroughSurrogate",
 }
 
 
