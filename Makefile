@@ -22,7 +22,7 @@ demo: $(VENV)/.installed  ## train a small ResNet and its noise-injected twin, e
 	@$(BIN)/explainode demo
 
 test: $(VENV)/.installed-dev  ## run the whole test suite
-	@$(BIN)/python -m pytest -n 2 --dist worksteal
+	@$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST)
 
 test-fast: $(VENV)/.installed-dev  ## run the tests that take seconds
 	@$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not ddp"

@@ -22,6 +22,21 @@ from explainode.training.checkpoint import AtomicCheckpointIO
 from explainode.training.classifier import Classifier
 
 
+def pytest_addoption(parser):
+    parser.addoption("--nightly", action="store_true", help="also run what is marked nightly")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--nightly"):
+        for item in items:
+            if item.get_closest_marker("nightly"):
+                item.add_marker(
+                    pytest.mark.skip(
+                        reason="nightly: a larger sample of what other tests hold; pytest --nightly runs it"
+                    )
+                )
+
+
 @pytest.fixture
 def data():
     def make(train_size=48, **settings):

@@ -67,7 +67,7 @@ def test_ctrl_c_leaves_a_report(tmp_path):
     assert (tmp_path / "run" / "report.html").is_file()
 
 
-@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("first", [True, pytest.param(False, marks=pytest.mark.nightly)])
 def test_a_dead_rank_ends_the_run(tmp_path, first):
     with small.started(tmp_path, *RANKS, "run_dir=run", "trainer.max_epochs=50") as run:
         small.wait_for(lambda: small.reached(tmp_path / "out.txt", r"training batch [1-9]"), 120)
@@ -86,7 +86,10 @@ def alive(pid: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize(("launcher", "plugin"), [("submitit_local", "submitit"), ("joblib", "joblib")])
+@pytest.mark.parametrize(
+    ("launcher", "plugin"),
+    [("submitit_local", "submitit"), pytest.param("joblib", "joblib", marks=pytest.mark.nightly)],
+)
 def test_each_point_has_its_own_settings_on_every_rank(unbroken, tmp_path, launcher, plugin):
     """Trap: ranks that repeat the command line of a sweep train with settings of other points, with exit status 0. The second point has the settings
     of the unbroken run, and its bits; the third cannot be trained, is named, and the others are kept."""

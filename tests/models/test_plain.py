@@ -19,7 +19,8 @@ HEAVY = [("vgg16", 32), ("vgg16_bn", 32), ("vgg19", 32), ("vgg19_bn", 32), ("vit
 
 
 @pytest.mark.parametrize(
-    ("name", "size"), [*((name, 64) for name in LIGHT), *(pytest.param(*row, marks=pytest.mark.slow) for row in HEAVY)]
+    ("name", "size"),
+    [*((name, 64) for name in LIGHT), *(pytest.param(*row, marks=pytest.mark.nightly) for row in HEAVY)],
 )
 def test_outputs_and_names_are_torchvisions(name, size):
     theirs = torchvision.models.get_model(name, num_classes=5).eval()

@@ -128,7 +128,7 @@ def output_and_gradients(network, x, weight):
     return [logits, x.grad, *(p.grad for p in network.parameters())]
 
 
-@pytest.mark.parametrize("name", [*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE)])
+@pytest.mark.parametrize("name", [*SMALL, *(pytest.param(name, marks=pytest.mark.nightly) for name in LARGE)])
 def test_outputs_and_gradients_are_torchvisions_bit_for_bit(name):
     theirs = randomize_statistics(torchvision.models.get_model(name, num_classes=7))
     ours = torchvision_resnet(name, num_classes=7, **IDENTITY)

@@ -28,8 +28,9 @@ def test_no_name_passes_the_door_that_is_not_registered_there(fuzzer, found, tmp
 
 
 @pytest.mark.slow
-def test_no_verb_runs_or_writes_what_a_run_names(fuzzer, found, tmp_path):
-    chosen = random.Random(1).sample(found, 40)
+@pytest.mark.parametrize(("seed", "count"), [(1, 5), pytest.param(2, 60, marks=pytest.mark.nightly)])
+def test_no_verb_runs_or_writes_what_a_run_names(fuzzer, found, tmp_path, seed, count):
+    chosen = random.Random(seed).sample(found, count)
     assert fuzzer["through_the_verbs"](chosen, tmp_path.resolve(), fuzzer["Watch"](tmp_path.resolve())) == []
 
 

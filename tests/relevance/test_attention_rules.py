@@ -364,7 +364,14 @@ def test_a_composite_may_hold_any_rule_first():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["vit_b_16", "swin_t", "deit_tiny_patch16_224"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("vit_b_16", marks=pytest.mark.nightly),
+        pytest.param("swin_t", marks=pytest.mark.nightly),
+        "deit_tiny_patch16_224",
+    ],
+)
 def test_published_architectures(name):
     """Random weights, heads that are not zero, double precision: gradients, conservation, and a batch by itself."""
     if name.startswith("deit"):
