@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 export WANDB_MODE ?= offline
 
 .DEFAULT_GOAL := help
-.PHONY: demo test test-fast lint format clean help
+.PHONY: demo test test-fast docs lint format clean help
 
 $(VENV)/.installed: pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -18,6 +18,11 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
 	@touch $@
 
+$(VENV)/.installed-docs: $(VENV)/.installed-dev
+	@echo "installing what the documentation needs into $(VENV) (once) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[docs]"
+	@touch $@
+
 demo: $(VENV)/.installed  ## train a small ResNet and its noise-injected twin, explain both, write report.html
 	@$(BIN)/explainode demo
 
@@ -26,6 +31,10 @@ test: $(VENV)/.installed-dev  ## run the whole test suite
 
 test-fast: $(VENV)/.installed-dev  ## run the tests that take seconds
 	@$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not ddp"
+
+docs: $(VENV)/.installed-docs  ## build the documentation site into build/site, without network
+	@$(BIN)/python -m sphinx -W --keep-going -q -d build/doctrees docs build/site
+	@echo "open build/site/index.html"
 
 lint: $(VENV)/.installed-dev  ## ruff and mypy
 	@$(BIN)/ruff check .
