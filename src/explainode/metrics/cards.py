@@ -44,9 +44,10 @@ class Finding:
     behind_100: float
 
 
-def pairs() -> list[tuple[str, str]]:
-    """The maps that are compared: the truth with all that differs from it, and what knows nothing with a random map."""
-    against_truth = [name for name in MAPS if name not in ("truth", "random again")]
+def pairs(network: str) -> list[tuple[str, str]]:
+    """The maps that are compared: the truth with all that differs from it there, and what knows nothing with a random map."""
+    left_out = {"truth", "random again", *(() if NETWORKS[network].second else ("other object", "both objects"))}
+    against_truth = [name for name in MAPS if name not in left_out]
     return [*(("truth", name) for name in against_truth), *(("random", name) for name in BLIND)]
 
 
@@ -56,7 +57,7 @@ def findings(metric: str, network: str, values: Mapping[str, np.ndarray], higher
     Two random maps differ by their draws alone, so each study swaps them image by image as a coin says: what it then finds is false.
     """
     found = []
-    for first, second in pairs():
+    for first, second in pairs(network):
         difference = (values[first] - values[second]) * (1 if higher_is_better else -1)
         difference = difference[np.isfinite(difference)]
         if len(difference) < len(values[first]) / 2:
@@ -147,14 +148,19 @@ class Card:
 
     @property
     def grade(self) -> str:
-        """ "good": no wrong map is ahead anywhere, false findings are rare, power at 100 images is .8 or more. "fair": wrong maps are ahead on one network
-        of eight at most, and power is .6 or more. "poor" otherwise; "none" where nothing could be measured."""
+        """ "good", "fair", "poor", or "none" where nothing could be measured.
+
+        Good: no wrong map is ahead on any network, power at 100 images is .8 or more, and neither looks nor a map that knows nothing gain on more than
+        a quarter of the networks. Fair: wrong maps are ahead on an eighth of the networks at most, and power is .6 or more. Both: at most 7 % false findings.
+        """
         if not self.networks or np.isnan(self.power_100):
             return "none"
-        honest = not self.false_positives > 0.07
-        if honest and not self.misled and self.power_100 >= 0.8:
+        if self.false_positives > 0.07:
+            return "poor"
+        gained = max((*self.gamed.values(), *self.blind.values()), default=0)
+        if not self.misled and self.power_100 >= 0.8 and 4 * gained <= self.networks:
             return "good"
-        return "fair" if honest and 8 * len(self.misled) <= self.networks and self.power_100 >= 0.6 else "poor"
+        return "fair" if 8 * len(self.misled) <= self.networks and self.power_100 >= 0.6 else "poor"
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -39,6 +39,9 @@ class PlantedNetwork(nn.Module):
 
     Therefore gradient x (gray - 1/2) are its exact contributions, see `contributions`.
 
+    Class attributes:
+        second: whether its pictures show something of another class too; where they do not, that class has no map.
+
     Args:
         seed: of the codes.
         size: S; codes have T = S / 4 - 1 pixels a side.
@@ -47,6 +50,7 @@ class PlantedNetwork(nn.Module):
     gain = 1.0
     degree = 1
     codes_made = CLASSES
+    second = True
 
     def __init__(self, seed: int = 0, size: int = 32) -> None:
         super().__init__()
@@ -125,6 +129,7 @@ class OneObject(PlantedNetwork):
     """Convolution: a detector of each class's code, summed over all places; one object."""
 
     gain = 14.0
+    second = False
 
     def evidence(self, z: Tensor, x: Tensor) -> Tensor:
         return self.responses(z)[:, :CLASSES].sum((2, 3))
@@ -139,6 +144,8 @@ class OneObject(PlantedNetwork):
 
 class TwoObjects(OneObject):
     """The same network before pictures of two objects, of which the stronger one is explained."""
+
+    second = True
 
     def scene(self, n: int, seed: int) -> Scene:
         generator = torch.Generator().manual_seed(seed)
@@ -155,6 +162,7 @@ class Gated(PlantedNetwork):
     gain = 40.0
     degree = 2  # both factors of a product have all of it in their gradient
     codes_made = CLASSES + 1
+    second = False
 
     def evidence(self, z: Tensor, x: Tensor) -> Tensor:
         found = self.responses(z).sum((2, 3))
@@ -255,6 +263,7 @@ class Texture(PlantedNetwork):
     """The class is what the ground is woven of; the object on it, which a person would mark, tells nothing."""
 
     gain = 0.6
+    second = False
 
     def evidence(self, z: Tensor, x: Tensor) -> Tensor:
         half = self.side // 2
