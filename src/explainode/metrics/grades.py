@@ -41,7 +41,7 @@ GRADES = {
     "road_margin": "fair",
     "robust_fidelity": "fair",
     "segmentation_agreement": "poor",
-    "segmentation_agreement_paper002": "poor",
+    "segmentation_agreement_root_inference": "poor",
     "sensitivity_n": "good",
     "single_patch_deletion": "good",
     "smooth_randomization": "fair",
