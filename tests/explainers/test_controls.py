@@ -7,7 +7,7 @@ from explainode.attribution import reduce_channels, upsample
 from explainode.errors import UserError
 from explainode.explainers.base import count_passes
 from explainode.explainers.cam import GradCAM
-from explainode.explainers.controls import CentrePrior, EdgeMap, InvertedMap, RandomMap, SquaredMap
+from explainode.explainers.controls import BlurredMap, CentrePrior, EdgeMap, InvertedMap, RandomMap, SquaredMap
 from explainode.explainers.gradient import IntegratedGradients, Saliency
 from explainode.randomness import noise_scope
 
@@ -87,3 +87,16 @@ def test_the_squared_map_keeps_tiny_values_and_facts(net, x, target):
     for options in ({"power": 0}, {"reduction": "l1"}):
         with pytest.raises(UserError):
             SquaredMap(Saliency(), **options)
+
+
+def test_the_blurred_map_has_the_mean_of_the_map_and_less_detail(net, x, target):
+    heat = reduce_channels(Saliency()(net, x, target))
+    blurred = BlurredMap(Saliency(), sigma=0.1)(net, x, target)
+    assert blurred.shape == (4, 1, 12, 12)
+    assert (blurred.diff(dim=3).abs().mean((1, 2, 3)) < 0.5 * heat.diff(dim=2).abs().mean((1, 2))).all()
+    flat = BlurredMap(CentrePrior(sigma=1e6))(net, x, target)
+    torch.testing.assert_close(flat, torch.ones_like(flat))  # a constant map stays as it is, its border too
+    assert BlurredMap(RandomMap()).stochastic and not BlurredMap(RandomMap()).class_specific
+    for bad in (lambda: BlurredMap(Saliency(), sigma=0), lambda: BlurredMap(Saliency(), reduction="total")):
+        with pytest.raises(UserError):
+            bad()

@@ -28,6 +28,7 @@ VERBS = {
     "explain": "explain one or several pictures",
     "sync": "upload W&B runs that were recorded offline",
     "dashboard": "build the W&B workspace of a project",
+    "cards": "show how far metrics can be trusted, on networks whose exact maps are known",
     "list": "list models, data, explainers, metrics and experiments",
     "doctor": "show versions, device, disk and logging",
     "completion": "print the tab completion for your shell",

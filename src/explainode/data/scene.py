@@ -75,7 +75,7 @@ def _turn(x: Tensor, y: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @lru_cache(maxsize=8)
-def _stretch(points: int, size: int) -> tuple[Tensor, Tensor]:
+def stretch(points: int, size: int) -> tuple[Tensor, Tensor]:
     """(size,) lattice index and smooth weight of the next point, for each pixel of a line of `points` lattice points."""
     position = (np.arange(size) + 0.5) / size * (points - 1)
     left = np.minimum(position.astype(np.int64), points - 2)
@@ -85,7 +85,7 @@ def _stretch(points: int, size: int) -> tuple[Tensor, Tensor]:
 
 def _clutter(lattice: Tensor, size: int) -> Tensor:
     """(n, g, g) lattice values -> (n, h, h) smooth field: value noise."""
-    index, weight = _stretch(lattice.shape[1], size)
+    index, weight = stretch(lattice.shape[1], size)
     rows = lattice.index_select(2, index)  # columns first: they are few, and then whole rows are copied
     rows = rows + (lattice.index_select(2, index + 1) - rows) * weight
     step = rows[:, 1:] - rows[:, :-1]

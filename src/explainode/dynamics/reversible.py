@@ -127,12 +127,12 @@ class _March:
         """Psi from t to t_next."""
         drawn: list[RandomState | None] = []
 
-        def evaluate(time: Time, x_i: Tensor) -> Tensor:
+        def slope(time: Time, x_i: Tensor) -> Tensor:
             slope = self.f(time, x_i)
             drawn.append(self.f.before)
             return slope
 
-        increment = step(self.method, evaluate, t, t_next, x, self.method.working_stages).state - x
+        increment = step(self.method, slope, t, t_next, x, self.method.working_stages).state - x
         self.draws.append(drawn if self.f.draws else None)
         return increment
 

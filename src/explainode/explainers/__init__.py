@@ -10,7 +10,7 @@ __getattr__, __dir__, __all__ = public(
         "attention": "AttentionRollout GradientRollout IViT RawAttention",
         "base": "BoundExplainer Explainer",
         "cam": "CAM GradCAM GradCAMPlusPlus LayerCAM XGradCAM",
-        "controls": "CentrePrior EdgeMap InvertedMap RandomMap SquaredMap",
+        "controls": "BlurredMap CentrePrior EdgeMap InvertedMap RandomMap SquaredMap",
         "deeplift": "DeepLIFT DeepSHAP",
         "fem": "FEM",
         "full_grad": "FullGrad",

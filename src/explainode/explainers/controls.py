@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from explainode.attribution import check_reduction, reduce_channels, upsample
+from explainode.blur import gaussian_kernel, separable_filter
 from explainode.errors import UserError
 from explainode.explainers.base import Explainer
 from explainode.randomness import input_keys, normal_like
@@ -147,3 +149,46 @@ class SquaredMap(Explainer):
         exponent = torch.frexp(heat.abs().amax((1, 2), keepdim=True)).exponent.clamp(min=-126)
         heat = torch.ldexp(heat, -exponent)  # the largest value now lies in [1/2, 1)
         return (heat.sign() * heat.abs().pow(self.power))[:, None]
+
+
+@dataclass(frozen=True)
+class BlurredMap(Explainer):
+    """Another explainer's map with less detail, (B, 1, H, W): a Gaussian over the map at the pixels of x, channels reduced before.
+
+    A metric that this map gains by rewards smooth maps, or patches of pixels that are taken away together, and not what the method found.
+
+    Args:
+        explainer: the method whose map is blurred.
+        sigma: standard deviation, as a fraction of the shorter side.
+        reduction: of the channels, see `attribution.reduce_channels`.
+
+    Raises:
+        UserError: if sigma is not positive, or no such reduction exists.
+    """
+
+    control: ClassVar[str] = "smooth"
+
+    explainer: Explainer
+    sigma: float = 0.06
+    reduction: str = "sum"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma < 1:
+            raise UserError(
+                f"sigma must be a fraction of the image's side between 0 and 1, got {self.sigma}; 0.06 is usual"
+            )
+        check_reduction(self.reduction)
+
+    @property
+    def stochastic(self) -> bool:  # type: ignore[override]
+        return self.explainer.stochastic
+
+    @property
+    def class_specific(self) -> bool:  # type: ignore[override]
+        return self.explainer.class_specific
+
+    def attribute(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
+        heat = upsample(reduce_channels(self.explainer.attribute(model, x, target), self.reduction), x.shape[-2:])
+        sigma = self.sigma * min(x.shape[-2:])
+        reach = min(math.ceil(2 * sigma), min(x.shape[-2:]) - 1)
+        return separable_filter(heat[:, None], gaussian_kernel(2 * reach + 1, sigma), "reflect")

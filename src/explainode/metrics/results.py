@@ -25,6 +25,7 @@ CONTROLS = {
     "edges": "the edges of the picture, which knows nothing of the network",
     "inverted": "another map turned upside down",
     "contrast": "another map with more contrast and nothing else",
+    "smooth": "another map with less detail and nothing else",
 }
 
 

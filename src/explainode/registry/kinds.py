@@ -113,6 +113,7 @@ KINDS = (
     Kind("rule", ("rule", "evidence"), ("explainode.relevance.rule.Rule",), ("explainode.relevance.rules",)),
     Kind("inference", ("inference",)),
     Kind("weights", ("twin",)),
+    Kind("redrawing", ("redraw",)),
 )
 # what trains, writes or uploads: never a part of something whose own parts we do not know
 DOORS = ("training module", "trainer", "trainer's plugin", "strategy", "profiler", "callback", "logger")

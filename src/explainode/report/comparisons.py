@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from explainode.metrics.grades import card_of
 from explainode.metrics.means import detectable_difference, mean_tests
 from explainode.metrics.results import ROLES, Key, Results, Row
 from explainode.metrics.statistics import holm
@@ -26,6 +27,7 @@ JUDGES = (
     "localization",
     "agreement",
 )  # what a control can be beaten on: a constant map is never sensitive
+CARD_ORDER = ("good", "fair", "", "poor", "none")  # "": a metric that has no card
 FACTS = ("cost", "completeness")  # have a direction, but are no reason to trust one network more than another
 
 
@@ -180,7 +182,7 @@ def shared_explainers(results: Results, rows: Mapping[Key, Row], models: Sequenc
 
 
 def compare_controls(results: Results, model: str) -> list[Comparison]:
-    """Each explainer of a model against each control on the first faithfulness metric there is; corrected over all of them."""
+    """Each explainer of a model against each control, corrected over all of them: on the faithfulness metric whose card is best, of several the first."""
     of_all = final_rows(results)
     rows = {(e, m): row for (name, e, m), row in of_all.items() if name == model and e}
     measured = [
@@ -188,7 +190,7 @@ def compare_controls(results: Results, model: str) -> list[Comparison]:
         for (e, m), row in rows.items()
         if row.role in JUDGES and row.higher_is_better is not None and (model, e, m) in results.per_image
     ]
-    metric = first_by_role(JUDGES, measured)
+    metric = best_card(measured)
     mine = {e: row for (e, m), row in rows.items() if m == metric}
     pairs = [
         ((model, explainer, row.metric), (model, control, row.metric))
@@ -232,6 +234,13 @@ def compare_accuracy(results: Results, subject: str, reference: str) -> Comparis
     """Both models' accuracy on the images they share; None where it was not measured."""
     (found,) = _compare(results, final_rows(results), [((subject, "", "accuracy"), (reference, "", "accuracy"))])
     return None if found is None else replace(found, adjusted=found.p, equivalent=found.p_equivalent)
+
+
+def best_card(rows: Sequence[Row]) -> str | None:
+    """Of the metrics of the first role in `JUDGES` that any row has, the one with the best card, of several the one measured first."""
+    role = next((role for role in JUDGES for row in rows if row.role == role), None)
+    names = list(dict.fromkeys(row.metric for row in rows if row.role == role))
+    return min(names, key=lambda name: CARD_ORDER.index(card_of(name)), default=None)
 
 
 def first_by_role(roles: Iterable[str], rows: Sequence[Row]) -> str | None:

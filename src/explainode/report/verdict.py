@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from explainode.metrics.grades import card_of
 from explainode.metrics.means import FEWEST
 from explainode.metrics.results import Results
 from explainode.report.comparisons import (
@@ -258,7 +259,9 @@ def _control_sentence(results: Results, model: str, comparisons: list[Comparison
     failed = [e for e in explainers if any(c.outcome in ("worse", "equivalent") for c in of[e])]
     open_ = [e for e in explainers if e not in passed and e not in failed]
     words = "higher is better" if sign > 0 else "lower is better"
-    about = f"{model}, {metric} ({words}, n = {max(c.n for c in comparisons)} images)"
+    about = (
+        f"{model}, {metric} ({words}, n = {max(c.n for c in comparisons)} images{_why_metric(results, model, metric)})"
+    )
     bar = (
         f"{'every control' if len(controls) > 1 else 'the control'} (best: {controls[0]} {number(value[controls[0]])})"
     )
@@ -279,6 +282,19 @@ def _control_sentence(results: Results, model: str, comparisons: list[Comparison
     if missing:
         said.append(f"up to {missing} images on which an explainer failed count as the worst case")
     return f"{about}: {'; '.join(said)}."
+
+
+def _why_metric(results: Results, model: str, metric: str) -> str:
+    """Why this one of several metrics judges: said where it is not simply the first that was measured."""
+    role = next(row.role for (_, _, name), row in final_rows(results).items() if name == metric)
+    judging = [
+        row.metric
+        for (name, explainer, _), row in final_rows(results).items()
+        if name == model and explainer and row.role == role and row.is_headline and row.higher_is_better is not None
+    ]
+    if not judging or judging[0] == metric:
+        return ""
+    return f"; chosen before {judging[0]} because its card is {card_of(metric)}, see docs/cards.md"
 
 
 def _lead(comparisons: list[Comparison]) -> str:
