@@ -31,7 +31,7 @@ from explainode.metrics.infidelity import Infidelity
 from explainode.metrics.inpainting import inpaint
 from explainode.metrics.localization import SegmentationAgreement
 from explainode.metrics.means import mean_interval
-from explainode.metrics.perturbation import Walk, order_of
+from explainode.metrics.perturbation import PerturbationPath, order_of
 from explainode.metrics.perturbation_accuracy import NegativePerturbation, PositivePerturbation
 from explainode.metrics.road import ROAD
 from explainode.metrics.robustness import HeatmapGuidedPGD
@@ -416,7 +416,7 @@ def main() -> None:
 
 def rank(counted: Counted) -> None:
     """Once per explanation, for both directions."""
-    order_of(counted.record(), Walk())
+    order_of(counted.record(), PerturbationPath())
 
 
 def blurred(counted: Counted) -> None:

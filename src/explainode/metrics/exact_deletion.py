@@ -11,7 +11,7 @@ from torch import Tensor
 from explainode.attribution import Explanation, check_reduction
 from explainode.errors import UserError
 from explainode.metrics.base import ExplanationMetric
-from explainode.metrics.perturbation import Walk, check_score, order_of, target_score
+from explainode.metrics.perturbation import PerturbationPath, check_score, order_of, target_score
 
 
 class ExactDeletion(ExplanationMetric):
@@ -55,7 +55,9 @@ class ExactDeletion(ExplanationMetric):
             raise UserError(f"points must be a whole number, got {points!r}; 11 is usual")
         if draws < 1:
             raise UserError(f"at least one draw is needed, got {draws}; 1 is usual")
-        self.walk = Walk(points, "zero", reduction, ties)  # of which the order and the counts are used alone
+        self.walk = PerturbationPath(
+            points, "zero", reduction, ties
+        )  # of which the order and the counts are used alone
         super().__init__()
 
     def curve_axis(self) -> tuple[np.ndarray, str, str]:
