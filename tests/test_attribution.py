@@ -15,7 +15,7 @@ from explainode.attribution import (
 )
 from explainode.errors import UserError
 from explainode.metrics.localization import SegmentationAgreement
-from explainode.metrics.perturbation import Walk
+from explainode.metrics.perturbation import PerturbationPath
 from explainode.metrics.smoothness import Smoothness
 
 
@@ -43,7 +43,7 @@ def test_an_unknown_reduction_is_answered_with_the_known_ones():
     for refuse in (
         check_reduction,
         lambda name: reduce_channels(torch.zeros(1, 3, 2, 2), name),
-        lambda name: Walk(reduction=name),
+        lambda name: PerturbationPath(reduction=name),
     ):
         with pytest.raises(UserError, match=r"no channel reduction named 'max'; the nearest are abs_max"):
             refuse("max")

@@ -229,7 +229,7 @@ def counts() -> None:
             LocalLipschitz(),
         ]
     }
-    steps["sensitivity of paper 001, 5 repetitions of 10 draws"] = [MaxSensitivity(repetitions=5)]
+    steps["sensitivity of Jha et al. 2021, 5 repetitions of 10 draws"] = [MaxSensitivity(repetitions=5)]
     steps["parameter randomization, 10 stages"] = [ParameterRandomization()]
     steps["class sensitivity"] = [ClassSensitivity()]
     for name, metrics in steps.items():

@@ -1,4 +1,4 @@
-"""What a network says of the signal and the root that are inferred at its pixels (paper 002, Fig. 6), beside two divisions that infer nothing.
+"""What a network says of the signal and the root that are inferred at its pixels (root inference (anonymous), Fig. 6), beside two divisions that infer nothing.
 
     python scripts/benchmarks/pixel_roots.py --data DATA --weights resnet20.th [--images 60]
 

@@ -99,7 +99,7 @@ def check_reduction(name: str) -> str:
 def reduce_channels(attribution: Tensor, reduction: str = "sum") -> Tensor:
     """(B, C, H, W) -> (B, H, W).
 
-    `sum` keeps the sign and conservation; `abs_sum`, `abs_max` (paper 004 Eq. 6), `positive_sum` and `l2` are what other papers draw.
+    `sum` keeps the sign and conservation; `abs_sum`, `abs_max` (Ayyar et al. 2021 Eq. 6), `positive_sum` and `l2` are what other papers draw.
 
     Raises:
         UserError: for any other name.
@@ -131,7 +131,7 @@ def normalize(heatmap: Tensor) -> Tensor:
 
 
 def mean_crop(heatmap: Tensor) -> Tensor:
-    """(B, H, W): values below the map's own mean set to 0 (paper 002, for pictures and masks)."""
+    """(B, H, W): values below the map's own mean set to 0 (the root inference paper, for pictures and masks)."""
     return torch.where(heatmap < heatmap.mean((-2, -1), keepdim=True), torch.zeros_like(heatmap), heatmap)
 
 

@@ -64,7 +64,7 @@ def measure_gap(
     Raises:
         UserError: if no batch comes.
 
-    Source: paper 000, Definition 2.
+    Source: Lei et al. 2023, Definition 2.
     """
     columns: dict[tuple[str, str], dict[int, float]] = {}
 
@@ -165,7 +165,7 @@ class Bound:
         product: (B, L) the product of the spectral norms of all later pieces, which is what the theory multiplies.
         estimate: sum_l defects * tail: the first-order bound of kappa.
         product_bound: sum_l defects * product.
-        a_priori: paper 000's Eq. 9 with p, q, k measured along the teacher's states, times the norm of the head.
+        a_priori: Lei et al. 2023's Eq. 9 with p, q, k measured along the teacher's states, times the norm of the head.
         speed, acceleration, lipschitz: p = max |f|, q = max |f_{l+1} - f_l|, k = max spectral norm of df/dX along the states.
     """
 
@@ -182,7 +182,7 @@ class Bound:
 
 
 def bound(teacher: nn.Module, surrogate: NeuralODE, x: Tensor, iterations: int = 10) -> Bound:
-    """The computable bound of kappa for images x (B, C, H, W), and paper 000's own.
+    """The computable bound of kappa for images x (B, C, H, W), and Lei et al. 2023's own.
 
     Each continuous block starts where the teacher is and misses the teacher's next state by a defect d_l; later pieces enlarge it at most by their
     Lipschitz constants: kappa <= sum_l d_l prod_{m>l} L_m. We estimate every L_m by the spectral norm of the Jacobian at the teacher's state, from below (power

@@ -160,7 +160,7 @@ def test_an_experiments_networks_are_replaced_by_others():
 
 
 def test_an_experiment_of_one_network_is_a_benchmark_of_one():
-    config = compose_benchmark(["experiment=paper000_table1"])
+    config = compose_benchmark(["experiment=lei2023_table1"])
     assert list(config.models) == ["model"] and "model" not in config and config.models.model.teacher.depth == 20
     assert list(compose_benchmark(["model=resnet20", "data=cifar10"]).models) == ["resnet20"]
 
@@ -206,8 +206,8 @@ def test_defaults_hold_explanations_and_controls():
             "experiment/cifar10_sde overrides 'module', which explainode benchmark does not have",
         ),
         (
-            ["experiment=paper000_table1", "model=resnet20"],
-            "experiment/paper000_table1 overrides 'model@model.teacher'",
+            ["experiment=lei2023_table1", "model=resnet20"],
+            "experiment/lei2023_table1 overrides 'model@model.teacher'",
         ),
         (["runs=[nowhere]"], "nowhere is not a run directory"),
         (["runs=[a/x,a/x]"], "the runs need different names"),

@@ -1,4 +1,4 @@
-"""The symplectic adjoint against backpropagation, against paper 000's equations as printed, and under everything that training does to it."""
+"""The symplectic adjoint against backpropagation, against Lei et al. 2023's equations as printed, and under everything that training does to it."""
 
 import copy
 import subprocess
@@ -106,7 +106,7 @@ def test_adaptive_relu(name):
     assert max(errors(grad(loss(ours.state), inputs), grad(loss(exact.state), inputs))) <= 1e-13
 
 
-def paper_000(method, f, theta, states, grid, alpha):
+def lei_2023(method, f, theta, states, grid, alpha):
     """Eq. 19-20 as printed, by explicit Jacobians, for a state (d,): alpha_0 and dL/dtheta.
 
     The printed recursion runs forward from an alpha_l that is not known yet. Going backward we put Eq. 19's first line into its third,
@@ -160,7 +160,7 @@ def test_equals_the_equations_of_the_paper(name):
         states.append(
             RungeKutta(name, steps=1)(lambda t, x: f(t, x[0], theta.detach())[None], states[-1][None], start, end)[0]
         )
-    alpha, of_theta = paper_000(method, f, theta.detach(), states, grid, 2 * states[-1])
+    alpha, of_theta = lei_2023(method, f, theta.detach(), states, grid, 2 * states[-1])
     # at most 1e-12: Eq. 19 divides by weights that may be small, and cancels
     torch.testing.assert_close(found[0][0], alpha, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(found[1], of_theta, rtol=1e-12, atol=1e-12)

@@ -9,7 +9,7 @@ from explainode.dynamics.diffusion import AdditiveDiffusion
 from explainode.dynamics.sde import EulerMaruyama
 from explainode.dynamics.solver import RungeKutta
 from explainode.errors import UserError
-from explainode.explainers.adjoint import AdjointCAM, AdjointMap, Surrogate, kappa
+from explainode.explainers.adjoint import AdjointCAM, AdjointMap, ThroughSurrogate, kappa
 from explainode.explainers.cam import GradCAM
 from explainode.explainers.gradient import Saliency
 from explainode.explaining import explain
@@ -122,14 +122,14 @@ def test_bad_settings():
 
 class TestSurrogate:
     def test_it_explains_through_the_stand_in_and_says_kappa(self, resnet, ode, images, classes):
-        explainer = Surrogate(convert=lambda model: neural_ode(model, SOLVER), explainer=AdjointMap())
+        explainer = ThroughSurrogate(convert=lambda model: neural_ode(model, SOLVER), explainer=AdjointMap())
         explanation = explain(explainer, resnet, images, classes, chunk_size=2)
         assert torch.equal(explanation.attribution, AdjointMap()(ode, images, classes))
         expected = (resnet(images).softmax(1) - ode(images).softmax(1)).norm(dim=1)
         assert torch.allclose(explanation.diagnostics["kappa"].double(), expected, atol=1e-6) and (expected > 0).all()
 
     def test_with_one_euler_step_kappa_is_zero(self, resnet, images):
-        explainer = Surrogate(
+        explainer = ThroughSurrogate(
             convert=lambda model: neural_ode(model, RungeKutta("euler", steps=1)), explainer=AdjointMap()
         )
         assert (explain(explainer, resnet, images).diagnostics["kappa"] == 0).all()
@@ -171,7 +171,7 @@ def test_a_surrogate_is_made_once_and_again_when_the_network_has_changed(resnet,
         made.append(neural_ode(model, SOLVER))
         return made[-1]
 
-    explainer = Surrogate(convert, AdjointMap())
+    explainer = ThroughSurrogate(convert, AdjointMap())
     first = explain(explainer, resnet, images, classes).attribution
     explainer(resnet, images, classes)
     assert len(made) == 1
@@ -182,4 +182,4 @@ def test_a_surrogate_is_made_once_and_again_when_the_network_has_changed(resnet,
 
 def test_an_untrained_tied_surrogate_is_refused():
     with pytest.raises(UserError, match="distil it first"):
-        Surrogate(partial(neural_ode, solver=SOLVER, tied=True), AdjointMap())
+        ThroughSurrogate(partial(neural_ode, solver=SOLVER, tied=True), AdjointMap())

@@ -341,7 +341,7 @@ def test_passes(name, backwards, net, x, target):
 
 
 def test_another_composite_plugs_in(net, x, target):
-    """Any rule for the linear maps gives a map of its own, as root inference does in paper 002, Table 3."""
+    """Any rule for the linear maps gives a map of its own, as root inference does in root inference (anonymous), Table 3."""
     maps = [IViT(composite=get(f"explainer/{name}").composite)(net, x, target) for name in ("i_vit", "attn_lrp")]
     assert maps[0].shape == maps[1].shape and not torch.equal(*maps)
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from explainode.metrics.faithfulness import Deletion, Insertion
-from explainode.metrics.perturbation import Walk, curve_logits, curve_scores, pixel_order, walk_images
+from explainode.metrics.perturbation import PerturbationPath, curve_logits, curve_scores, pixel_order, walk_images
 from explainode.metrics.statistics import paired_comparison, paired_sign_flip
 
 
@@ -62,7 +62,7 @@ def test_insertion_is_least_relevant_first_deletion_reversed(record, network, pi
     x = pictures(64, 16)
     attribution = torch.randn(64, 1, 16, 16, generator=torch.Generator().manual_seed(0)).round(decimals=1)  # ties
     explanation, spy = record(network(), x, attribution)
-    walk = Walk(points=33)
+    walk = PerturbationPath(points=33)
     inserted = curve_logits(explanation, walk, insert=True)[:, 1:-1]
     least_first = pixel_order(explanation.heatmap("sum")).flip(1)
     counts = walk.counts(256)[1:-1]
@@ -85,7 +85,10 @@ def test_monotone_rescaling_is_bit_equal(record, network, pictures, points):
         explanation, _ = record(network(), x, scaled)
         target = explanation.logits.argmax(1)
         curves.append(
-            [curve_scores(explanation, Walk(points), insert, target, "probability") for insert in (False, True)]
+            [
+                curve_scores(explanation, PerturbationPath(points), insert, target, "probability")
+                for insert in (False, True)
+            ]
         )
     assert all(torch.equal(a, b) for a, b in zip(*curves, strict=True))
 

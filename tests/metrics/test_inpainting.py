@@ -8,7 +8,7 @@ import torch
 
 from explainode.metrics.baselines import baseline_image, inpainting_noise
 from explainode.metrics.inpainting import inpaint
-from explainode.metrics.perturbation import Walk, logits_at, pixel_order
+from explainode.metrics.perturbation import PerturbationPath, logits_at, pixel_order
 from explainode.metrics.road import ROAD
 
 
@@ -90,7 +90,7 @@ def test_walk_fills_holes_and_adds_keyed_noise(record, network, pictures):
             .view(3, 12, 12)
         )
         expected = (inpaint(x, removed) + inpainting_noise(explanation) * removed[:, None]).clamp(0, 1)
-        walked = logits_at(explanation, Walk(101, "inpaint"), insert, [7, count, 99])[:, 1]
+        walked = logits_at(explanation, PerturbationPath(101, "inpaint"), insert, [7, count, 99])[:, 1]
         torch.testing.assert_close(walked, network(normalized=True)(expected).detach(), rtol=0, atol=1e-4)
     noise = inpainting_noise(explanation)
     std = torch.tensor([0.22, 0.23, 0.24]) * 0.01
@@ -110,12 +110,12 @@ def test_road_is_half_the_gap(record, network, pictures):
     target = explanation.logits.argmax(1)[:, None, None]
     counts = [29, 86]  # 20 and 60 % of 144
     most = (
-        logits_at(explanation, Walk(101, "inpaint"), False, counts)
+        logits_at(explanation, PerturbationPath(101, "inpaint"), False, counts)
         .softmax(2)
         .gather(2, target.expand(6, 2, 1))
         .mean((1, 2))
     )
-    least = logits_at(explanation, Walk(101, "inpaint"), True, [144 - c for c in counts]).softmax(2)
+    least = logits_at(explanation, PerturbationPath(101, "inpaint"), True, [144 - c for c in counts]).softmax(2)
     least = least.gather(2, target.expand(6, 2, 1)).mean((1, 2))
     table = np.stack([metric.table()[i] for i in range(6)])
     np.testing.assert_allclose(table, torch.stack(((least - most) / 2, most, least), 1).numpy(), atol=1e-6)

@@ -5,7 +5,7 @@ import math
 import torch
 
 from explainode.dynamics.solver import RungeKutta
-from explainode.explainers.adjoint import AdjointMap, Surrogate
+from explainode.explainers.adjoint import AdjointMap, ThroughSurrogate
 from explainode.explainers.gradient import Saliency
 from explainode.explaining import explain
 from explainode.metrics.kappa import Kappa
@@ -18,7 +18,7 @@ def test_it_is_the_mean_of_what_was_recorded():
     network, images = six_block_resnet(width=16, blocks=2).eval(), torch.rand(4, 3, 16, 16)
     network.linear.weight.data *= 20
     explanation = explain(
-        Surrogate(lambda model: neural_ode(model, RungeKutta("euler", steps=2)), AdjointMap()), network, images
+        ThroughSurrogate(lambda model: neural_ode(model, RungeKutta("euler", steps=2)), AdjointMap()), network, images
     )
     metric = Kappa().setup(4)
     metric.update(explanation)

@@ -16,7 +16,7 @@ from explainode.metrics.faithfulness import Deletion, Insertion
 from explainode.metrics.perturbation import (
     BUDGET,
     COARSE,
-    Walk,
+    PerturbationPath,
     curve_logits,
     curve_scores,
     pixel_order,
@@ -111,7 +111,7 @@ def test_noise_belongs_to_the_images(record, network, pictures):
     x = pictures(9, 8)
     whole, _ = record(network(), x, x, noise=0.3)
     part, _ = record(network(), x[6:], x[6:], noise=0.3, sample_ids=torch.arange(6, 9))
-    walk = Walk(points=11)
+    walk = PerturbationPath(points=11)
     torch.testing.assert_close(curve_logits(whole, walk)[6:], curve_logits(part, walk), rtol=0, atol=1e-5)
 
 
@@ -150,9 +150,9 @@ def test_adaptive_curves_match_the_full_grid(record, planted, pictures):
         explanation, spy = record(net, x, (1 - share) * truth + share * noise)
         target = explanation.logits.argmax(1)
         for insert in (False, True):
-            full = curve_scores(explanation, Walk(baseline="zero"), insert, target, "probability").double()
+            full = curve_scores(explanation, PerturbationPath(baseline="zero"), insert, target, "probability").double()
             before = spy.forwards
-            fast = curve_scores(explanation, Walk("adaptive", "zero"), insert, target, "probability")
+            fast = curve_scores(explanation, PerturbationPath("adaptive", "zero"), insert, target, "probability")
             assert 64 * (COARSE - 2) < spy.forwards - before <= 64 * (BUDGET - 2)
             assert (full.amax(1) - full.amin(1)).min() > 0.9  # there is something to approximate
             errors.append((torch.trapezoid(fast, dim=1) - torch.trapezoid(full, dim=1)) / 100)

@@ -11,7 +11,7 @@ from explainode.errors import UserError
 from explainode.metrics.confidence import AverageDrop
 from explainode.metrics.erasure import AOPC, Comprehensiveness, FlipRate, Sufficiency
 from explainode.metrics.faithfulness import Deletion, Insertion
-from explainode.metrics.perturbation import Walk, logits_at, percent_counts
+from explainode.metrics.perturbation import PerturbationPath, logits_at, percent_counts
 from explainode.metrics.perturbation_accuracy import NegativePerturbation, PositivePerturbation
 from explainode.metrics.road import ROAD
 
@@ -112,7 +112,7 @@ def test_negative_perturbation_is_insertion_read_backwards(record, network, pict
     explanation, spy = record(
         network(), pictures(4, 15), label=torch.zeros(4, dtype=torch.int64)
     )  # 225 pixels: percentages are not whole
-    inserted = logits_at(explanation, Walk(101, "zero"), True, percent_counts(range(101), 225))
+    inserted = logits_at(explanation, PerturbationPath(101, "zero"), True, percent_counts(range(101), 225))
     before = spy.forwards
     metric = NegativePerturbation(percent=[10, 50, 90])
     assert torch.equal(metric.without_least(explanation), inserted[:, [90, 50, 10]]) and spy.forwards == before
@@ -211,7 +211,7 @@ def test_what_was_visited_before_does_not_change_the_curve(record, network, pict
     x = pictures(3, 16)
     whole, _ = record(network(), x)
     parts, _ = record(network(), x, whole.attribution)
-    walk = Walk(101, "mean")
+    walk = PerturbationPath(101, "mean")
     for percent in ([50, 90], [10], [0, 20, 100]):
         logits_at(parts, walk, False, percent_counts(percent, 256))
     expected = logits_at(whole, walk, False, percent_counts(range(101), 256))

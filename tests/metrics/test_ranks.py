@@ -1,4 +1,4 @@
-"""Ranks, Friedman's test and critical differences against a published example, closed forms and SciPy."""
+"""MeanRanks, Friedman's test and critical differences against a published example, closed forms and SciPy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import scipy.stats
 from explainode.errors import UserError
 from explainode.metrics.means import mean_tests
 from explainode.metrics.ranks import (
-    Ranks,
+    MeanRanks,
     critical_difference,
     friedman_test,
     image_ranks,
@@ -161,10 +161,10 @@ def test_rounding_is_a_tie():
     assert image_ranks(np.array([[0.0, 2e-6, 0.5e-6]]), False, 1e-6).tolist() == [[1.5, 3.0, 1.5]]
 
 
-def _ranks(adjusted: np.ndarray, names: str = "abcde", value: np.ndarray | None = None) -> Ranks:
+def _ranks(adjusted: np.ndarray, names: str = "abcde", value: np.ndarray | None = None) -> MeanRanks:
     k = len(adjusted)
     value = np.arange(k) * 1.0 if value is None else value
-    return Ranks(tuple(names[:k]), np.arange(k) + 1.0, value, 10, 1.0, 0.01, 0.5, adjusted, False, np.zeros(k, int))
+    return MeanRanks(tuple(names[:k]), np.arange(k) + 1.0, value, 10, 1.0, 0.01, 0.5, adjusted, False, np.zeros(k, int))
 
 
 def test_cliques_are_the_longest_runs_of_neighbors():

@@ -85,7 +85,7 @@ def test_the_rectified_field_keeps_a_state_that_would_turn_negative_at_zero():
     assert torch.equal(x + block.field(x), block(x)) and (block(x) == 0).all()
 
 
-def test_parameter_counts_of_paper_000():
+def test_parameter_counts_of_lei_2023():
     assert sum(p.numel() for p in NeuralODE.from_resnet(six_block_resnet(), EULER).parameters()) == 577_930
     assert sum(p.numel() for p in NeuralODE.from_resnet(six_block_resnet(), EULER, tied=True).parameters()) == 209_418
     assert sum(p.numel() for p in TimeConditionedField(64).parameters()) == 75_392

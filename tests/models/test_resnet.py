@@ -30,7 +30,7 @@ def count(network):
 # --- the six-block net ---
 
 
-def test_six_block_counts_of_paper_000():
+def test_six_block_counts_of_lei_2023():
     """0.58 M in Table 2; per part: stem 133,248 (three channels), block 73,984, head 778."""
     network = six_block_resnet()
     assert count(network) == 577_930

@@ -78,7 +78,7 @@ def test_zero_nan_and_infinite_maps_are_three_tiles_that_differ_everywhere_from_
     zero, nan, inf = np.zeros((64, 64), np.float32), noise.copy(), noise.copy()
     nan[5, 5], inf[6, 6] = np.nan, -np.inf
     assert [fault(h) for h in (zero, nan, inf, noise)] == ["zero", "NaN", "infinite", None]
-    for preset in ("magnitude", "signed", "paper002", "auto"):
+    for preset in ("magnitude", "signed", "root_inference", "auto"):
         drawn = [heatmap_to_rgb(h, preset) for h in (zero, nan, inf)]
         for a, b in combinations(drawn, 2):
             distance = np.abs(a.astype(int) - b).mean()
@@ -113,8 +113,8 @@ def test_auto_chooses_by_sign(noise: np.ndarray) -> None:
     np.testing.assert_array_equal(heatmap_to_rgb(np.abs(noise)), heatmap_to_rgb(np.abs(noise), "magnitude"))
 
 
-def test_paper002_crops_below_the_mean(noise: np.ndarray) -> None:
-    drawn = heatmap_to_rgb(noise, "paper002")
+def test_root_inference_crops_below_the_mean(noise: np.ndarray) -> None:
+    drawn = heatmap_to_rgb(noise, "root_inference")
     np.testing.assert_array_equal(
         drawn[noise < noise.mean() - 1e-3],
         np.broadcast_to(lookup_table("turbo")[0], drawn[noise < noise.mean() - 1e-3].shape),

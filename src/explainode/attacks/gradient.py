@@ -160,7 +160,7 @@ class GuidedPGD(PGD):
         top: how many values (or pixels) may change.
         unit: "value": of the C*H*W numbers of an image; "pixel": places, all channels of each.
 
-    Source: paper 002, Table 2: 500 of 224*224*3, 8/255, at most 20 iterations, stop at a wrong prediction. The paper says
+    Source: root inference (anonymous), Table 2: 500 of 224*224*3, 8/255, at most 20 iterations, stop at a wrong prediction. The paper says
     "pixels" but counts 500 / 150528 = 0.003, so values. It does not give alpha: We take epsilon / 8 = 1/255, and it belongs beside
     every number, since the number of steps is mostly a function of it. No random start: the set of changed values would not be the map's.
     """
@@ -171,7 +171,9 @@ class GuidedPGD(PGD):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.top < 1:
-            raise UserError(f"at least one value must be open to the attack, got top={self.top}; paper 002 opens 500")
+            raise UserError(
+                f"at least one value must be open to the attack, got top={self.top}; the root inference paper opens 500"
+            )
         if self.unit not in ("value", "pixel"):
             raise UserError(f"unit must be 'value' or 'pixel', got {self.unit!r}")
 

@@ -214,11 +214,11 @@ class ExplanationCallback(Callback):
         return least, every
 
     def _evaluate(
-        self, trainer: Trainer, pl_module: LightningModule, indices: Sequence[int], panel: Sequence[int]
+        self, trainer: Trainer, pl_module: LightningModule, positions: Sequence[int], panel: Sequence[int]
     ) -> Results:
         data = trainer.datamodule  # type: ignore[attr-defined]
-        mine = sorted(indices)[trainer.global_rank :: trainer.world_size]
-        largest = -(-len(indices) // trainer.world_size)  # of the ranks' shares
+        mine = sorted(positions)[trainer.global_rank :: trainer.world_size]
+        largest = -(-len(positions) // trainer.world_size)  # of the ranks' shares
         safe_points = SafePoints(trainer, -(-largest // self.batch_size) * len(self.explainers))
 
         def progress(explainer: str, done: int, total: int) -> None:

@@ -90,7 +90,7 @@ _CUT = {"classes": cut_mask, "density": cut_map, "points": cut_points}
 
 
 def read_values(path: Path, what: str) -> np.ndarray:
-    """The numbers stored in a picture, palette indices as they are: (H, W), or (H, W, channels) of one in colors.
+    """The numbers stored in a picture, palette positions as they are: (H, W), or (H, W, channels) of one in colors.
 
     Raises:
         UserError: if the file is missing or damaged.
@@ -105,7 +105,7 @@ def read_values(path: Path, what: str) -> np.ndarray:
 
 
 def read_plane(path: Path, what: str) -> np.ndarray:
-    """The numbers stored in a picture of one channel, palette indices as they are: (H, W).
+    """The numbers stored in a picture of one channel, palette positions as they are: (H, W).
 
     Raises:
         UserError: if the file is missing, damaged, or in colors.
@@ -147,8 +147,8 @@ class AnnotatedDataset(FileDataset[Loaded]):
     def path(self, position: int) -> Path:
         return self.records[position].path
 
-    def __getitems__(self, indices: list[int]) -> Batch:
-        ids, loaded, skipped = self.read(indices)
+    def __getitems__(self, positions: list[int]) -> Batch:
+        ids, loaded, skipped = self.read(positions)
 
         def joined(kind: str) -> Any:
             found = [annotations[kind] for _, annotations in loaded]

@@ -33,8 +33,8 @@ class ImageDataset(Protocol):
     class_names: list[str]
 
     def __len__(self) -> int: ...
-    def __getitem__(self, index: int) -> Batch: ...
-    def __getitems__(self, indices: list[int]) -> Batch: ...
+    def __getitem__(self, position: int) -> Batch: ...
+    def __getitems__(self, positions: list[int]) -> Batch: ...
 
 
 def identity(batch: T) -> T:
@@ -175,11 +175,11 @@ class ImageData(LightningDataModule):
             return batch
         return self.augment.batch(batch, self.seed, self.trainer.current_epoch)
 
-    def batches(self, split: str, indices: Sequence[int], batch_size: int | None = None) -> Iterator[Batch]:
-        """The images at `indices` of a split, in this order, without augmentation; a batch of which nothing can be read is left out."""
+    def batches(self, split: str, positions: Sequence[int], batch_size: int | None = None) -> Iterator[Batch]:
+        """The images at `positions` of a split, in this order, without augmentation; a batch of which nothing can be read is left out."""
         dataset, size = self.dataset(split), batch_size or self.batch_size
-        for start in range(0, len(indices), size):
-            batch = dataset.__getitems__(list(indices[start : start + size]))
+        for start in range(0, len(positions), size):
+            batch = dataset.__getitems__(list(positions[start : start + size]))
             self.note_skipped(split, batch)
             if len(batch):
                 yield batch

@@ -119,11 +119,11 @@ class CIFAR10Dataset:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> Batch:
-        return self.__getitems__([range(len(self))[index]])
+    def __getitem__(self, position: int) -> Batch:
+        return self.__getitems__([range(len(self))[position]])
 
-    def __getitems__(self, indices: list[int]) -> Batch:
-        ids = torch.as_tensor(indices, dtype=torch.int64)
+    def __getitems__(self, positions: list[int]) -> Batch:
+        ids = torch.as_tensor(positions, dtype=torch.int64)
         rows = self.rows[ids]
         return Batch(self.images[rows].to(torch.float32).div_(255), self.labels[rows], ids)
 

@@ -47,8 +47,8 @@ class ImageFolderDataset(FileDataset[Tensor]):
         """(3, size, size) in [0, 1]."""
         return load_picture(self.paths[position], self.size).image
 
-    def __getitems__(self, indices: list[int]) -> Batch:
-        ids, images, skipped = self.read(indices)
+    def __getitems__(self, positions: list[int]) -> Batch:
+        ids, images, skipped = self.read(positions)
         image = torch.stack(images) if images else torch.empty(0, 3, self.size, self.size)
         label = torch.tensor([self.labels[i] for i in ids], dtype=torch.int64)
         return Batch(image, label, torch.tensor(ids, dtype=torch.int64), skipped=skipped)

@@ -28,11 +28,11 @@ class RandomLabelsDataset:
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int) -> Batch:
-        return self.__getitems__([range(len(self))[index]])
+    def __getitem__(self, position: int) -> Batch:
+        return self.__getitems__([range(len(self))[position]])
 
-    def __getitems__(self, indices: list[int]) -> Batch:
-        batch = self.source.__getitems__(indices)
+    def __getitems__(self, positions: list[int]) -> Batch:
+        batch = self.source.__getitems__(positions)
         chosen, drawn = uniform(sample_keys(batch.sample_id, self.seed, "random labels"), 2).double().unbind(1)
         label = torch.where(chosen < self.share, (drawn * self.num_classes).long(), batch.label)
         return replace(batch, label=torch.where(batch.label < 0, batch.label, label))

@@ -35,11 +35,11 @@ class ShapesDataset:
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: int) -> Batch:
-        return self.__getitems__([range(self.length)[index]])
+    def __getitem__(self, position: int) -> Batch:
+        return self.__getitems__([range(self.length)[position]])
 
-    def __getitems__(self, indices: list[int]) -> Batch:
-        ids = torch.as_tensor(indices, dtype=torch.int64)
+    def __getitems__(self, positions: list[int]) -> Batch:
+        ids = torch.as_tensor(positions, dtype=torch.int64)
         label = self.labels(ids)
         image = torch.empty(len(ids), 3, self.size, self.size)
         mask = torch.empty(len(ids), self.size, self.size, dtype=torch.int64)

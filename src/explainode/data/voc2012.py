@@ -82,7 +82,7 @@ class VOC2012Data(AnnotatedData):
     Raises:
         UserError: for an unknown target or class; when a split is asked for, naming what is missing.
 
-    Source: Everingham et al. 2010 and the 2012 development kit. Paper 002, Table 1 measures on the training list (test_list=train), does not
+    Source: Everingham et al. 2010 and the 2012 development kit. root inference (anonymous), Table 1 measures on the training list (test_list=train), does not
     say which object counts, and calls cow, horse and "ambiguous" classes missing from ImageNet (name the others as `classes`).
     """
 

@@ -1,13 +1,13 @@
 """The symplectic adjoint: the exact gradient of Runge-Kutta steps from checkpoints, a few stages' graphs at a time.
 
-A step (paper 000, Eq. 15-16) maps x_n to x_{n+1}. Let lambda_n be the gradient with respect to x_n. From the last stage to the first,
+A step (Lei et al. 2023, Eq. 15-16) maps x_n to x_{n+1}. Let lambda_n be the gradient with respect to x_n. From the last stage to the first,
 
     u_i = dt (b_i lambda_{n+1} + sum_{j>i} a_ji v_j)            the gradient that reaches k_i
     v_i = (df/dx)^T u_i     at (t + c_i dt, X_i)                and the one that reaches X_i
     lambda_n = lambda_{n+1} + sum_i v_i
     dL/dtheta += sum_i (df/dtheta)^T u_i
 
-Source: Matsubara, Miyatake and Yaguchi 2021; Sanz-Serna 2016; paper 000, Eq. 19-20.
+Source: Matsubara, Miyatake and Yaguchi 2021; Sanz-Serna 2016; Lei et al. 2023, Eq. 19-20.
 We use the transposed form. With u_i = dt b_i xi_i it is Eq. 19-20 where no b_i is zero; it never divides by b_i, so that stages without
 weight (the set I_0 of Eq. 20) need no case of their own. The tests hold it against Eq. 19-20 as printed.
 """
@@ -36,7 +36,7 @@ SPARE_STATES_INPUT_ONLY = 12.5
 
 
 @dataclass
-class Record:
+class ForwardPass:
     """One solved trajectory: all that its gradient needs besides the states.
 
     Attributes:
@@ -65,11 +65,11 @@ class Record:
         """t_n + c_i dt_n."""
         return stage_time(*self.ends(n), self.tableau.c[i])
 
-    def evaluate(self, session: Session, n: int, i: int, time: Time, x_i: Tensor) -> Tensor:
+    def slope(self, session: Session, n: int, i: int, time: Time, x_i: Tensor) -> Tensor:
         """k_i of step n as it was in the forward pass: same draws, same surroundings."""
         draws = self.draws[n]
         state = None if draws is None else draws[self.tableau.working_stages.index(i)]
-        return session.evaluate(self.field, time, x_i, state)
+        return session.slope(self.field, time, x_i, state)
 
     def advance(self, session: Session, n: int, x: Tensor) -> Tensor:
         """x_n -> x_{n+1}, as it was."""
@@ -77,7 +77,7 @@ class Record:
         order = iter(stages)
         return step(
             self.tableau,
-            lambda t, x_i: self.evaluate(session, n, next(order), t, x_i),
+            lambda t, x_i: self.slope(session, n, next(order), t, x_i),
             *self.ends(n),
             x,
             stages,
@@ -123,7 +123,7 @@ class Pullback:
         t0, t1: the same for the times: the grid stretches with its ends.
     """
 
-    def __init__(self, record: Record, session: Session, wanted: Sequence[bool], times: bool) -> None:
+    def __init__(self, record: ForwardPass, session: Session, wanted: Sequence[bool], times: bool) -> None:
         self.record, self.session, self.times = record, session, times
         self.parameters = [Sum() for _ in wanted]
         self.t0 = self.t1 = 0.0
@@ -202,7 +202,7 @@ class Pullback:
         if self.times:
             time = torch.full((), float(time), dtype=torch.float64, device=x_i.device, requires_grad=True)
             leaves.append(time)
-        return self.session.linearize(lambda: self.record.evaluate(self.session, n, i, time, leaves[0]), leaves)
+        return self.session.linearize(lambda: self.record.slope(self.session, n, i, time, leaves[0]), leaves)
 
     def again(self, n: int, x: Tensor, released: float) -> Stages:
         """The stages of step n from x: X_i, or as many of the last with their graphs as there is memory for; and the state that they come to."""
@@ -219,7 +219,7 @@ class Pullback:
                     stage.value = None
             else:
                 stages.inputs[i] = x_i
-                slope = self.record.evaluate(self.session, n, i, self.record.time(n, i), x_i)
+                slope = self.record.slope(self.session, n, i, self.record.time(n, i), x_i)
             assert slope is not None
             slopes[i] = slope
             if weight := dt * tableau.b[i]:  # as `combine` would add them up, without keeping them
@@ -266,7 +266,7 @@ class SymplecticAdjoint(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        record: Record = ctx.record
+        record: ForwardPass = ctx.record
         x, *kept = ctx.saved_tensors
         _, needs_x, needs_t0, needs_t1, *wanted = ctx.needs_input_grad
 
@@ -305,7 +305,7 @@ class Span:
         released: how many checkpoints come later, and are done with when backward arrives here.
     """
 
-    record: Record
+    record: ForwardPass
     first: int
     last: int
     result: list[Tensor]

@@ -33,7 +33,7 @@ class ODEBlock(nn.Module):
     Raises:
         SolverError: if the equation cannot be solved; its message names the block.
 
-    Source: Chen et al. 2018; paper 000 Eq. 5.
+    Source: Chen et al. 2018; Lei et al. 2023 Eq. 5.
     """
 
     def __init__(self, field: nn.Module, solver: Any, replaces: tuple[str, str] | None = None) -> None:
@@ -89,7 +89,7 @@ class SDEBlock(ODEBlock):
     Attributes:
         number: of this block in its network, part of the noise key; `number_stochastic_blocks` sets it.
 
-    Source: Liu et al. 2019; paper 001 Eq. 5-6.
+    Source: Liu et al. 2019; Jha et al. 2021 Eq. 5-6.
     """
 
     def __init__(

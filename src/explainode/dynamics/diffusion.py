@@ -23,7 +23,7 @@ class Diffusion(nn.Module):
     Raises:
         UserError: for a magnitude that is negative or not finite.
 
-    Source: paper 001, Eq. 6; Liu et al. 2019 (Neural SDE) for the additive, multiplicative and dropout profiles.
+    Source: Jha et al. 2021, Eq. 6; Liu et al. 2019 (Neural SDE) for the additive, multiplicative and dropout profiles.
     """
 
     constant_in_relevance = True  # relevance passes the noise by, as it passes a bias

@@ -33,7 +33,7 @@ def clock() -> int:
 
 
 def check_graph(edge: GradientEdge | None, known: Known, leaves: Sequence[Tensor], started: int) -> bool:
-    """Walk the graph of an evaluation, and refuse what would lose a gradient without a word.
+    """Trajectory the graph of an evaluation, and refuse what would lose a gradient without a word.
 
     Args:
         edge: where the gradient of the evaluation's result arrives; None if it has no graph.

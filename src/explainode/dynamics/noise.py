@@ -29,7 +29,7 @@ class Noise(nn.Module):
     Outside of any it speaks in train mode only and draws from torch's generator. With magnitude 0 it never speaks.
 
     Args:
-        magnitude: strength, 0 or more; 0.1, 0.25, 0.5 and 0.75 in paper 001. For dropout the probability of dropping, below 1.
+        magnitude: strength, 0 or more; 0.1, 0.25, 0.5 and 0.75 in Jha et al. 2021. For dropout the probability of dropping, below 1.
         kind: "additive", "multiplicative", "dropout" or "jump".
         normalize: measure additive noise in standard deviations of the sample instead of in absolute units. With "batch" in those of the
             whole batch, as EnResNet does: a sample's noise then depends on its batch mates and, under data parallelism, on the rank's share.
@@ -43,7 +43,7 @@ class Noise(nn.Module):
         UserError: for an unknown `kind`, `normalize` or `where`, a magnitude that is negative or not finite (of dropout: 1 or more), or a
             rate outside [0, 1].
 
-    Source: paper 001 (Jha et al. 2021), Eq. 5 and Sec. 4 ("normalized noise"); Wang et al. 2019 (EnResNet) for noise scaled by std;
+    Source: Jha et al. 2021, Eq. 5 and Sec. 4 ("normalized noise"); Wang et al. 2019 (EnResNet) for noise scaled by std;
     Liu et al. 2019 (Neural SDE) for multiplicative, dropout and jump noise. We normalize by each sample's own standard deviation unless
     asked otherwise, and divide by n where EnResNet's code divides by n - 1. Liu et al. approximate dropout by Gaussian noise of the same
     variance (`DropoutDiffusion`); here it is dropout itself. Their jumps (in code only) have the probability rate * dt; a block is dt = 1.

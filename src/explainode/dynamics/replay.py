@@ -132,7 +132,7 @@ class Session:
         if self._outside is not None:
             set_random_state(self._outside, self._replay.device)
 
-    def evaluate(self, field: Field, t: Time, x: Tensor, state: RandomState | None) -> Tensor:
+    def slope(self, field: Field, t: Time, x: Tensor, state: RandomState | None) -> Tensor:
         """f(t, x), drawing what was drawn from generators at `state`."""
         if state is None or self._replay.drawing is False:
             return field.evaluate_again(t, x)

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from explainode.dynamics.adjoint import Pullback, Record, first_derivatives_only
+from explainode.dynamics.adjoint import ForwardPass, Pullback, first_derivatives_only
 from explainode.dynamics.draws import RandomState
 from explainode.dynamics.failure import NonFiniteState
 from explainode.dynamics.field import Field, check_transforms
@@ -28,7 +28,7 @@ from explainode.dynamics.problem import Solution, VectorField, check_grid, check
 from explainode.dynamics.replay import Session
 from explainode.dynamics.step import Time, step
 from explainode.dynamics.tableau import Tableau, tableau
-from explainode.dynamics.walk import is_finite
+from explainode.dynamics.trajectory import is_finite
 from explainode.errors import UserError, nearest
 
 GRADIENTS = ("reversible", "backprop")
@@ -127,12 +127,12 @@ class _March:
         """Psi from t to t_next."""
         drawn: list[RandomState | None] = []
 
-        def evaluate(time: Time, x_i: Tensor) -> Tensor:
+        def slope(time: Time, x_i: Tensor) -> Tensor:
             slope = self.f(time, x_i)
             drawn.append(self.f.before)
             return slope
 
-        increment = step(self.method, evaluate, t, t_next, x, self.method.working_stages).state - x
+        increment = step(self.method, slope, t, t_next, x, self.method.working_stages).state - x
         self.draws.append(drawn if self.f.draws else None)
         return increment
 
@@ -159,7 +159,7 @@ class _March:
         return NonFiniteState(t, t_next - t, evaluations)
 
 
-class _BackAndForth(Record):
+class _BackAndForth(ForwardPass):
     """The increments of a reversible solution as steps: 2 n goes from t_n to t_{n+1}, 2 n + 1 back again."""
 
     def ends(self, n: int) -> tuple[float, float]:

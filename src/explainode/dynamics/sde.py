@@ -134,7 +134,7 @@ class EulerMaruyama(StochasticSolver):
 
     Strong order 1/2 (1 where g does not depend on x), weak order 1. With the identity as shortcut it is a stochastic residual block.
 
-    Source: Maruyama 1955; Kloeden and Platen 1992; as a network, paper 001 Eq. 5-6 and Liu et al. 2019.
+    Source: Maruyama 1955; Kloeden and Platen 1992; as a network, Jha et al. 2021 Eq. 5-6 and Liu et al. 2019.
     """
 
     strong_order: ClassVar[float] = 0.5
@@ -321,7 +321,7 @@ def _noting(field: Field, drawn: list[RandomState | None], t: Time, x: Tensor) -
 
 def _again(session: Session, drawn: Iterator[RandomState | None], field: Field, t: Time, x: Tensor) -> Tensor:
     """field(t, x) as it was, with the next of what was noted."""
-    return session.evaluate(field, t, x, next(drawn))
+    return session.slope(field, t, x, next(drawn))
 
 
 def _sum(a: Any, b: Any) -> Any:

@@ -26,7 +26,7 @@ from explainode.dynamics.step import Interval
 from explainode.dynamics.structure import Structure
 from explainode.dynamics.tableau import Tableau, tableau
 from explainode.dynamics.torch_diff_eq import TorchDiffEq
-from explainode.dynamics.walk import CheckpointedWalk, TracedWalk, Walk
+from explainode.dynamics.trajectory import CheckpointedTrajectory, TracedTrajectory, Trajectory
 from explainode.errors import UserError, nearest
 
 GRADIENTS = ("symplectic", "backprop", "adjoint")
@@ -163,29 +163,29 @@ class RungeKutta:
                     f"a replayed grid must hold the times at={stops}; solve with them once, and replay that grid"
                 )
         f = Field(field, x0, parameters, owner=owner, inspect=torch.is_grad_enabled() and self.gradient == "symplectic")
-        walk = self._walk(f, x0, interval, stops)
+        trajectory = self._walk(f, x0, interval, stops)
         failure = None
         if times is not None:
-            walk.fixed(times)
+            trajectory.fixed(times)
         else:
             try:
                 controller = Controller(self.method, self.rtol, self.atol, self.controller, self.norm)
-                walk.adaptive(controller, self.max_steps)
+                trajectory.adaptive(controller, self.max_steps)
             except SolverError as error:
                 if self.fallback_steps is None:
                     raise
-                failure, rejected = error.with_traceback(None), walk.rejected
-                walk = self._walk(f, x0, interval, stops)
-                walk.rejected = rejected
-                walk.fixed(through(interval.equal_steps(self.fallback_steps), stops))
-        state = walk.result()
+                failure, rejected = error.with_traceback(None), trajectory.rejected
+                trajectory = self._walk(f, x0, interval, stops)
+                trajectory.rejected = rejected
+                trajectory.fixed(through(interval.equal_steps(self.fallback_steps), stops))
+        state = trajectory.result()
         return Solution(
             state,
-            torch.tensor(walk.grid, dtype=torch.float64),
+            torch.tensor(trajectory.grid, dtype=torch.float64),
             f.evaluations,
-            walk.rejected,
+            trajectory.rejected,
             failure,
-            torch.stack([walk.states[t] for t in stops]) if stops else None,
+            torch.stack([trajectory.states[t] for t in stops]) if stops else None,
         )
 
     def _solve_several(
@@ -199,15 +199,15 @@ class RungeKutta:
         states = None if joined.states is None else structure.split(joined.states)
         return replace(joined, state=structure.split(joined.state), states=states)
 
-    def _walk(self, f: Field, x0: Tensor, interval: Interval, stops: Sequence[float]) -> Walk:
-        """The kind of walk that leaves behind what the gradient needs."""
+    def _walk(self, f: Field, x0: Tensor, interval: Interval, stops: Sequence[float]) -> Trajectory:
+        """The kind of trajectory that leaves behind what the gradient needs."""
         if torch.is_grad_enabled() and self.gradient == "backprop":
-            return TracedWalk(self.method, f, x0, interval, stops)
+            return TracedTrajectory(self.method, f, x0, interval, stops)
         if torch.is_grad_enabled() and (x0.requires_grad or interval.differentiated or f.parameters):
             check_transforms(self.gradient)
-            return CheckpointedWalk(self.method, f, x0, interval, stops, self.memory)
+            return CheckpointedTrajectory(self.method, f, x0, interval, stops, self.memory)
         # Where nothing that we know of needs a gradient, autograd looks on: a tensor that enters late keeps its own.
-        return (TracedWalk if torch.is_grad_enabled() else Walk)(self.method, f, x0, interval, stops)
+        return (TracedTrajectory if torch.is_grad_enabled() else Trajectory)(self.method, f, x0, interval, stops)
 
     @property
     def continuous_adjoint(self) -> TorchDiffEq:

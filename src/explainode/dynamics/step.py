@@ -1,4 +1,4 @@
-"""One explicit Runge-Kutta step: paper 000, Eq. 15-16."""
+"""One explicit Runge-Kutta step: Lei et al. 2023, Eq. 15-16."""
 
 from __future__ import annotations
 

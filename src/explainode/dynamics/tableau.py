@@ -1,7 +1,7 @@
 """Butcher tableaus as data that checks itself: one constant per explicit Runge-Kutta method.
 
 c | A        k_i     = f(t + c_i dt, x + dt sum_j a_ij k_j)          i = 1..s, j < i
---+-----     x_{n+1} = x_n + dt sum_i b_i k_i                        paper 000, Eq. 15-16
+--+-----     x_{n+1} = x_n + dt sum_i b_i k_i                        Lei et al. 2023, Eq. 15-16
   | b        error   = dt sum_i (b_i - b_hat_i) k_i                  where there is an embedded method
   | b_hat
 """

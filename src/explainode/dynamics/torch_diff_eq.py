@@ -13,7 +13,7 @@ from explainode.dynamics.failure import NonFiniteState, SolverError, StepUnderfl
 from explainode.dynamics.field import Field
 from explainode.dynamics.problem import Solution, VectorField, check_grid, check_state, check_times, outside_compiler
 from explainode.dynamics.step import Interval
-from explainode.dynamics.walk import is_finite
+from explainode.dynamics.trajectory import is_finite
 from explainode.errors import UserError, nearest
 
 FIXED = ("euler", "midpoint", "heun2", "heun3", "rk4")  # its rk4 is the 3/8 rule

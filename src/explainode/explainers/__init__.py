@@ -5,7 +5,7 @@ from explainode.lazy import public
 __getattr__, __dir__, __all__ = public(
     __name__,
     {
-        "adjoint": "AdjointCAM AdjointMap Surrogate",
+        "adjoint": "AdjointCAM AdjointMap ThroughSurrogate",
         "agf": "AGF",
         "attention": "AttentionRollout GradientRollout IViT RawAttention",
         "base": "BoundExplainer Explainer",

@@ -51,7 +51,7 @@ def state_and_adjoint(
         X, alpha: (B, *S), both detached.
     """
 
-    def evaluate(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    def compute(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         state: Tensor | None = None
 
         def begin(reached: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ def state_and_adjoint(
         assert state is not None, "every block of the network takes part in its forward pass"
         return state.detach(), differentiate(score, state)
 
-    state, adjoint = in_passes(evaluate, x, target)
+    state, adjoint = in_passes(compute, x, target)
     return state, adjoint
 
 
@@ -98,7 +98,7 @@ class AdjointMap(Explainer):
     Raises:
         UserError: for another place, or a network that solves no equation.
 
-    Source: paper 000, Definition 1 and Eq. 21-24. We take y to be the logit, as for every gradient here; the paper's y passed the softmax.
+    Source: Lei et al. 2023, Definition 1 and Eq. 21-24. We take y to be the logit, as for every gradient here; the paper's y passed the softmax.
     """
 
     needs_ode: ClassVar[bool] = True
@@ -136,7 +136,7 @@ class AdjointCAM(Explainer):
     Raises:
         UserError: if t is no number in [0, 1], or the network solves no equation.
 
-    Source: paper 000, Sec. 6.1 (Adjoint-CAM, at the last layer); Selvaraju et al. 2017. Other depths are ours.
+    Source: Lei et al. 2023, Sec. 6.1 (Adjoint-CAM, at the last layer); Selvaraju et al. 2017. Other depths are ours.
     """
 
     needs_ode: ClassVar[bool] = True
@@ -155,7 +155,7 @@ class AdjointCAM(Explainer):
 
 
 @dataclass(frozen=True)
-class Surrogate(Explainer):
+class ThroughSurrogate(Explainer):
     """Explains a network through another that stands for it, and says how far the two are apart.
 
     Every explanation carries `kappa`, the distance of the two predictions (Definition 2): a map of a surrogate explains the network only
@@ -165,7 +165,7 @@ class Surrogate(Explainer):
         convert: makes the surrogate of a network, `model -> nn.Module`.
         explainer: explains the surrogate.
 
-    Source: paper 000, Definition 2 and Theorem 1.
+    Source: Lei et al. 2023, Definition 2 and Theorem 1.
     """
 
     convert: Callable[[nn.Module], nn.Module]
@@ -204,6 +204,6 @@ _surrogates: WeakKeyDictionary[nn.Module, dict[int, tuple[Any, Any, nn.Module]]]
 def kappa(logits: Tensor, surrogate: Tensor) -> Tensor:
     """(B, K), (B, K) -> (B,) in [0, sqrt 2]: the Euclidean distance of the two class probabilities.
 
-    Source: paper 000, Definition 2 (Eq. 25).
+    Source: Lei et al. 2023, Definition 2 (Eq. 25).
     """
     return (logits.float().softmax(1) - surrogate.float().softmax(1)).norm(dim=1)

@@ -36,7 +36,7 @@ class AGF(Explainer):
         agf(self.rule, self.residual, self.attention)  # refuses unknown words at once
 
     def attribute(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
-        def evaluate(x: Tensor, target: Tensor) -> tuple[Tensor]:
+        def compute(x: Tensor, target: Tensor) -> tuple[Tensor]:
             tape = record_logits(model, x, target)
             record_pass(backwards=tape.batch)
             g = softmax_contrast(tape, target)
@@ -44,4 +44,4 @@ class AGF(Explainer):
             composite = agf(self.rule, self.residual, self.attention)
             return (walk.back({tape.output: tape.output.data * g}, composite, last=True),)
 
-        return in_passes(evaluate, x, target)[0]
+        return in_passes(compute, x, target)[0]

@@ -209,11 +209,11 @@ class AttentionExplainer(Explainer):
     needs_attention: ClassVar[bool] = True
 
     def attribute(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
-        def evaluate(x: Tensor, target: Tensor) -> tuple[Tensor]:
+        def compute(x: Tensor, target: Tensor) -> tuple[Tensor]:
             attention = find_attention(model, record_logits(model, x, target))
             return (attention.on_grid(self.weigh(attention, target)),)
 
-        return in_passes(evaluate, x, target)[0]
+        return in_passes(compute, x, target)[0]
 
     @abstractmethod
     def weigh(self, attention: Attention, target: Tensor) -> Tensor:
@@ -224,7 +224,7 @@ class AttentionExplainer(Explainer):
 class RawAttention(AttentionExplainer):
     """The attention of the last block, mean over heads, in the row of the token that the logits read.
 
-    Source: Chefer et al. 2021 as baseline; paper 002 Table 3. Networks that pool their tokens have no such row: we take the mean over rows.
+    Source: Chefer et al. 2021 as baseline; root inference (anonymous) Table 3. Networks that pool their tokens have no such row: we take the mean over rows.
     """
 
     class_specific: ClassVar[bool] = False
@@ -332,7 +332,7 @@ class IViT(WeightedRollout):
     Raises:
         UserError: if no relevance reaches the attention.
 
-    Source: Chefer et al. 2021, Transformer Interpretability Beyond Attention Visualization, Eq. 13 and 14; paper 002 Table 3. We follow their code
+    Source: Chefer et al. 2021, Transformer Interpretability Beyond Attention Visualization, Eq. 13 and 14; root inference (anonymous) Table 3. We follow their code
     where text and code differ: C + I is not normalized by rows. All sums are per image, theirs per batch, which is the same for one image.
     """
 

@@ -45,7 +45,7 @@ class GradientCAM(OnePass):
 class GradCAM(GradientCAM):
     """Feature maps of one layer, weighted by the mean gradient of the score over each map.
 
-    Source: Selvaraju et al. 2017; paper 004 Eq. 9-10.
+    Source: Selvaraju et al. 2017; Ayyar et al. 2021 Eq. 9-10.
     """
 
     def read(self, A: Tensor, gradient: Tensor) -> Tensor:
@@ -145,7 +145,7 @@ def pooled_maps(model: nn.Module, x: Tensor, name: str) -> tuple[Tensor, Tensor]
     heads = {head: label for label, head in model.named_modules() if isinstance(head, nn.Linear)}
     weight = x.new_empty(0)
 
-    def evaluate(x: Tensor) -> tuple[Tensor]:
+    def compute(x: Tensor) -> tuple[Tensor]:
         nonlocal weight
         seen: list[Tensor] = []
         called: list[tuple[nn.Linear, Tensor, Tensor]] = []  # the last linear layer, what it read and returned
@@ -172,4 +172,4 @@ def pooled_maps(model: nn.Module, x: Tensor, name: str) -> tuple[Tensor, Tensor]
             "the means of its maps into the logits; use gradcam, which is the same map (up to a factor) where CAM is defined"
         )
 
-    return in_passes(evaluate, x)[0], weight
+    return in_passes(compute, x)[0], weight

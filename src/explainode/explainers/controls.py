@@ -121,7 +121,7 @@ class SquaredMap(Explainer):
     Raises:
         UserError: if the power is not positive, or no such reduction exists.
 
-    Source: ours; squaring the z+ map gains more under paper 002's protocol than any change of method. We scale each map by a power of two
+    Source: ours; squaring the z+ map gains more under the root inference paper's protocol than any change of method. We scale each map by a power of two
     near its maximum, which is exact, so that small values do not vanish.
     """
 

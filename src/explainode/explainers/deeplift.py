@@ -73,12 +73,12 @@ class DeepLIFT(Explainer):
         _check_rule(self.rule)
 
     def attribute(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
-        def evaluate(x: Tensor, x0: Tensor, target: Tensor) -> tuple[Tensor]:
+        def compute(x: Tensor, x0: Tensor, target: Tensor) -> tuple[Tensor]:
             tape = _record(model, x, target)
             reference = None if self.rule == "linear" else _record(model, x0, target)
             return ((x - x0) * _multipliers(tape, reference, target, self.rule, last=True),)
 
-        return in_passes(evaluate, x, make_baseline(self.baseline, x), target)[0]
+        return in_passes(compute, x, make_baseline(self.baseline, x), target)[0]
 
     def expected_sum(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor | None:
         return None if self.rule == "linear" else score_difference(model, x, make_baseline(self.baseline, x), target)
@@ -132,7 +132,7 @@ class DeepSHAP(Explainer):
     def attribute(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
         references = self._references(x)
 
-        def evaluate(x: Tensor, target: Tensor) -> tuple[Tensor]:
+        def compute(x: Tensor, target: Tensor) -> tuple[Tensor]:
             tape, total = _record(model, x, target), torch.zeros_like(x)
             shared = not _has_noise() and _is_batch_first(tape)
             for x0 in references:
@@ -144,7 +144,7 @@ class DeepSHAP(Explainer):
                 total += (x - x0) * _multipliers(tape, reference, target, self.rule)
             return (total / len(references),)
 
-        return in_passes(evaluate, x, target)[0]
+        return in_passes(compute, x, target)[0]
 
     def expected_sum(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
         references = self._references(x)

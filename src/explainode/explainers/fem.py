@@ -26,7 +26,7 @@ class FEM(Explainer):
     Raises:
         UserError: if there is no such layer, or it returns no feature map.
 
-    Source: paper 004 Eq. 26, after Fuad et al. 2020. We leave out constant maps, which would be strong everywhere, and do not divide by the
+    Source: Ayyar et al. 2021 Eq. 26, after Fuad et al. 2020. We leave out constant maps, which would be strong everywhere, and do not divide by the
     maximum.
     """
 

@@ -41,7 +41,7 @@ class FullGrad(Explainer):
     absolute: bool = False
 
     def attribute(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
-        def evaluate(x: Tensor, target: Tensor) -> tuple[Tensor]:
+        def compute(x: Tensor, target: Tensor) -> tuple[Tensor]:
             tape = record_logits(model, x, target)
             record_pass(backwards=len(x))
             walk, places = Walk(tape), Places(tape)
@@ -76,7 +76,7 @@ class FullGrad(Explainer):
                 total = total + keeping_sum(found, x.shape[-2:])
             return (total + (placeless / total[0].numel()).to(total.dtype)[:, None, None, None],)
 
-        return in_passes(evaluate, x, target)[0]
+        return in_passes(compute, x, target)[0]
 
     def expected_sum(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor | None:
         return None if self.absolute else select_score(predict(model, x), target)

@@ -64,7 +64,7 @@ class IntegratedGradients(Explainer):
     Raises:
         UserError: if the quadrature is unknown or has too few steps.
 
-    Source: Sundararajan et al. 2017, Eq. 1; paper 004 Eq. 7.
+    Source: Sundararajan et al. 2017, Eq. 1; Ayyar et al. 2021 Eq. 7.
     """
 
     steps: int = 50

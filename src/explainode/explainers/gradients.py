@@ -54,14 +54,14 @@ def unchecked_gradients() -> Iterator[None]:
 def input_gradient(model: nn.Module, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """The gradient (R, C, H, W) of each row's target logit, and that logit (R,)."""
 
-    def evaluate(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    def compute(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         if (verdict := check_gradient(model, x, target)).by_tape:
             ((_, found),), score = gradients_by_tape(model, x, target, [None])
             tell(verdict, len(x))
             return found, score
         return by_autograd(model, x, target)
 
-    grad, score = in_passes(evaluate, x, target)
+    grad, score = in_passes(compute, x, target)
     return grad, score
 
 

@@ -24,7 +24,7 @@ class GuidedGradCAM(Explainer):
     Raises:
         UserError: if there is no such layer, or it returns no feature map.
 
-    Source: Selvaraju et al. 2017, Sec. 3.2; paper 004.
+    Source: Selvaraju et al. 2017, Sec. 3.2; Ayyar et al. 2021.
     """
 
     composite: Composite

@@ -211,7 +211,7 @@ def activation(model: nn.Module, x: Tensor, name: str) -> Tensor:
     """
     layer, layout = get_layer(model, name), layout_of(model, x, name)
 
-    def evaluate(x: Tensor) -> tuple[Tensor]:
+    def compute(x: Tensor) -> tuple[Tensor]:
         seen: list[Tensor] = []
 
         def remember(module: nn.Module, args: Any, output: Any) -> None:
@@ -221,7 +221,7 @@ def activation(model: nn.Module, x: Tensor, name: str) -> Tensor:
             forward(model, x)
         return (last_call(name, seen),)
 
-    return in_passes(evaluate, x)[0]
+    return in_passes(compute, x)[0]
 
 
 def activations_and_gradients(
@@ -252,7 +252,7 @@ def activations_and_gradients(
             for name, tensor in zip([*places, *places], held, strict=True)
         ]
 
-    def evaluate(x: Tensor, target: Tensor) -> tuple[Tensor, ...]:
+    def compute(x: Tensor, target: Tensor) -> tuple[Tensor, ...]:
         if (verdict := check_gradient(model, x, target)).by_tape:
             pairs, score = gradients_by_tape(model, x, target, [None if name == PIXELS else name for name in places])
             tell(verdict, len(x))
@@ -283,7 +283,7 @@ def activations_and_gradients(
         held = [*(seen[name] if graph_is_kept() else seen[name].detach() for name in places), *gradients]
         return (*to_maps(held, len(x)), score.detach())
 
-    *held, score = in_passes(evaluate, x, target)
+    *held, score = in_passes(compute, x, target)
     return {name: (held[i], held[i + len(places)]) for i, name in enumerate(places)}, score
 
 

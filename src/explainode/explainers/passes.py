@@ -155,17 +155,17 @@ def rows_per_pass() -> int | None:
     return _limit.get()
 
 
-def in_passes(evaluate: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
-    """`evaluate(*tensors)`, the rows split into passes that respect the limit; each row keeps its own noise, and what is reported of it."""
+def in_passes(compute: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
+    """`compute(*tensors)`, the rows split into passes that respect the limit; each row keeps its own noise, and what is reported of it."""
     rows = len(tensors[0])
     limit = rows_per_pass() or rows
     if rows <= limit:
-        return evaluate(*tensors)
+        return compute(*tensors)
     parts, said = [], []
     for start in range(0, rows, limit):
         chunk = slice(start, min(start + limit, rows))
         with noise_rows(torch.arange(chunk.start, chunk.stop)), collect_reports(chunk.stop - chunk.start) as reports:
-            parts.append(evaluate(*(tensor[chunk] for tensor in tensors)))
+            parts.append(compute(*(tensor[chunk] for tensor in tensors)))
         said.append(reports)
     for name, values in join_reports(said).items():
         report(name, values)
@@ -253,15 +253,15 @@ def copies_per_pass(batch: int) -> int:
 
 
 def each_copy(
-    evaluate: Callable[[Tensor, Tensor], tuple[Tensor, ...]], copies: Iterable[Tensor], target: Tensor
+    compute: Callable[[Tensor, Tensor], tuple[Tensor, ...]], copies: Iterable[Tensor], target: Tensor
 ) -> Iterator[tuple[Tensor, ...]]:
-    """`evaluate` on every copy (B, C, H, W) of one batch, several copies at a time; yields the results copy by copy.
+    """`compute` on every copy (B, C, H, W) of one batch, several copies at a time; yields the results copy by copy.
 
     Every copy of an image carries that image's noise. What is reported of copies is not heard: they are other images. Who adds up what is
     yielded gets a sum that does not depend on the chunk.
 
     Args:
-        evaluate: (x (R, C, H, W), target (R,)) -> tensors with R rows.
+        compute: (x (R, C, H, W), target (R,)) -> tensors with R rows.
         copies: made when they are needed, so that only one chunk of them is in memory.
         target: (B,).
     """
@@ -269,5 +269,5 @@ def each_copy(
     copies = iter(copies)
     while group := list(islice(copies, copies_per_pass(batch))):
         with noise_rows(torch.arange(batch).repeat(len(group))), _listen(None):
-            outputs = evaluate(torch.cat(group), target.repeat(len(group)))
+            outputs = compute(torch.cat(group), target.repeat(len(group)))
         yield from zip(*(output.chunk(len(group)) for output in outputs), strict=True)

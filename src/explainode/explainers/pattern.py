@@ -61,10 +61,10 @@ class PatternNet(LearningExplainer):
     def attribute(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
         composite = backpropagation(Pattern(self.patterns, self.attribution))
 
-        def evaluate(x: Tensor, target: Tensor) -> tuple[Tensor]:
+        def compute(x: Tensor, target: Tensor) -> tuple[Tensor]:
             return (walk_back(record_logits(model, x, target), target, composite)[0],)
 
-        return in_passes(evaluate, x, target)[0]
+        return in_passes(compute, x, target)[0]
 
 
 @dataclass(frozen=True)

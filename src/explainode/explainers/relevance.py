@@ -39,13 +39,13 @@ class Relevance(Explainer):
     Raises:
         UserError: if relevance reaches an operation that no rule covers.
 
-    Source: the rules' own; paper 004 for the family.
+    Source: the rules' own; Ayyar et al. 2021 for the family.
     """
 
     composite: Composite
 
     def attribute(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
-        def evaluate(x: Tensor, target: Tensor) -> tuple[Tensor]:
+        def compute(x: Tensor, target: Tensor) -> tuple[Tensor]:
             tape = record_logits(model, x, target)
             R, walk = walk_back(tape, target, self.composite)
             for name, values in walk.means().items():
@@ -54,7 +54,7 @@ class Relevance(Explainer):
                 report_losses(walk, R, select_score(tape.output.data, target))
             return (R,)
 
-        return in_passes(evaluate, x, target)[0]
+        return in_passes(compute, x, target)[0]
 
     def layers(self, model: nn.Module, x: Tensor, target: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
         """The relevance of what each named layer returned, in its shape; a layer that no relevance reaches is missing."""

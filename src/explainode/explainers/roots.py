@@ -29,7 +29,7 @@ class RootInference(Relevance):
     still say of their roots (`root_output`: 0 for a true root, 1 if nothing was taken away), and how much their gradients differ from those at the
     layers' inputs (`root_gradient_mse`).
 
-    Source: paper 002.
+    Source: root inference (anonymous).
     """
 
     def decompose(self, model: nn.Module, x: Tensor, target: Tensor, names: Sequence[str]) -> dict[str, Decomposition]:
@@ -38,7 +38,7 @@ class RootInference(Relevance):
         Raises:
             UserError: if no root is inferred at one of them.
 
-        Source: paper 002, Eq. 5 and Fig. 7.
+        Source: root inference (anonymous), Eq. 5 and Fig. 7.
         """
         tape = record_logits(model, x, target)
         record_pass(backwards=len(x))

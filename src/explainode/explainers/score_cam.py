@@ -105,7 +105,7 @@ class GroupCAM(Explainer):
     Raises:
         UserError: if there is no such layer, it returns no feature map, or a parameter is out of range.
 
-    Source: Zhang et al. 2021; paper 000 compares with it. Its code changed: we weight the masks as they are, not scaled to [0, 1], and leave out
+    Source: Zhang et al. 2021; Lei et al. 2023 compares with it. Its code changed: we weight the masks as they are, not scaled to [0, 1], and leave out
     groups that lower the probability, one by one. We blur with a kernel that scales with the image (theirs is 51 pixels, sigma 50, at any
     size); whether before or after normalization makes no difference. They set `percentile` to 70 in one version; the others have none.
     """

@@ -11,7 +11,7 @@ from torch import nn
 
 from explainode.errors import UserError
 from explainode.evaluation import evaluate
-from explainode.explainers.adjoint import Surrogate
+from explainode.explainers.adjoint import ThroughSurrogate
 from explainode.explainers.learning import Learned, LearningExplainer
 from explainode.gap import measure_gap
 from explainode.hashing import digest, network_digest
@@ -75,18 +75,18 @@ def fit_explainers(
     if not any(explainer.learns for explainer in explainers.values()):
         return dict(explainers)
     length = len(data.dataset("train"))
-    indices = data.select_images(length, min(settings["fit_images"], length))
+    positions = data.select_images(length, min(settings["fit_images"], length))
     found = {}
     for key, explainer in explainers.items():
         if not isinstance(explainer, LearningExplainer):  # a user's own may learn in its own way
-            found[key] = explainer.fit(network, data.batches("train", indices, settings["batch_size"]))
+            found[key] = explainer.fit(network, data.batches("train", positions, settings["batch_size"]))
             continue
         path = folder.learned_path(name, key)
-        recipe = f"{explainer!r}, {digest([('images', torch.tensor(indices))])} of {length} images"
+        recipe = f"{explainer!r}, {digest([('images', torch.tensor(positions))])} of {length} images"
         learned = Learned.load(path) if path.is_file() else None
         if learned is None or (learned.network, learned.recipe) != (network_digest(network), recipe):
             with Heartbeat(f"fitting {key}"):
-                fitted = explainer.fit(network, data.batches("train", indices, settings["batch_size"]))
+                fitted = explainer.fit(network, data.batches("train", positions, settings["batch_size"]))
             assert fitted.learned is not None  # what fit promises
             learned = replace(fitted.learned, recipe=recipe)
             if rank_and_size()[0] == 0:
@@ -119,12 +119,12 @@ def measure(
     networks = in_memory_order(networks, settings)
     explainers, metrics = many(config, "explainer"), many(config, "metric")
     split = settings["split"]
-    indices, length = select_images(settings, data)
+    positions, length = select_images(settings, data)
     accuracy: dict[str, dict[int, float]] = {}
     if settings.get("only_correct"):
         with Heartbeat("looking for correctly classified images"):
-            indices, accuracy = correct_images(settings, networks, data, device)
-    panel = choose_panel(indices, settings["panel"])
+            positions, accuracy = correct_images(settings, networks, data, device)
+    panel = choose_panel(positions, settings["panel"])
     rank, world_size = rank_and_size()
     epochs = epoch if isinstance(epoch, Mapping) else dict.fromkeys(networks, epoch)
     everything = Results()
@@ -158,7 +158,7 @@ def measure(
     }
     for name in networks:
         with Heartbeat(f"explaining {name}") as progress:
-            found = look(name, metrics, indices, panel, progress)
+            found = look(name, metrics, positions, panel, progress)
         data.check_skipped()
         if rank == 0:
             folder.write_results(found)
@@ -183,14 +183,14 @@ def measure(
                 {
                     e: explainer
                     for e, explainer in explainers.items()
-                    if not explainer.needs_ode and not isinstance(explainer, Surrogate) and not explainer.learns
+                    if not explainer.needs_ode and not isinstance(explainer, ThroughSurrogate) and not explainer.learns
                 },
-                data.batches(split, indices, settings["batch_size"]),
+                data.batches(split, positions, settings["batch_size"]),
                 name=name,
                 split=split,
                 epoch=epochs[name],
                 seed=settings["seed"],
-                total=len(indices),
+                total=len(positions),
                 progress=progress,
             )
         folder.write_results(gap)

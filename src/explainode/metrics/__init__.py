@@ -28,7 +28,7 @@ __getattr__, __dir__, __all__ = public(
         "localization": "LocalizationMetric SegmentationAgreement",
         "maps": "concatenate_maps to_maps",
         "meta_evaluation": "MetaEvaluation meta_evaluate",
-        "perturbation": "Walk order_of",
+        "perturbation": "PerturbationPath order_of",
         "perturbation_accuracy": "NegativePerturbation PositivePerturbation",
         "pixel_ranking": "BestAreaMIoU PixelAUROC PixelAveragePrecision",
         "planted": "PlantedNetwork Scene",

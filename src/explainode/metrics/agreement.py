@@ -114,7 +114,7 @@ def dice(a: Tensor, b: Tensor, cut: str = ">mean") -> Tensor:
 def l1_similarity(a: Tensor, b: Tensor) -> Tensor:
     """1 - mean |a - b| of both maps scaled to [0, 1], in [0, 1]; NaN if one map is constant.
 
-    Source: named, not defined, in paper 004. We scale each map by its own range; maps scaled to sum 1 would give SIM again.
+    Source: named, not defined, in Ayyar et al. 2021. We scale each map by its own range; maps scaled to sum 1 would give SIM again.
     """
     p, q = (normalize(m.double()).flatten(1) for m in (a, b))
     return torch.where(_flat(p) | _flat(q), torch.nan, 1 - (p - q).abs().mean(1))

@@ -1,4 +1,4 @@
-"""Theorem 1 of paper 001, measured: how much the total attribution and the output change for the worst of several small steps."""
+"""Theorem 1 of Jha et al. 2021, measured: how much the total attribution and the output change for the worst of several small steps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class TotalAttributionChange(SmallSteps):
     Shapes:
         compute(): (), >= 0. Costs `draws` explanations per image.
 
-    Source: paper 001, Theorem 1 and Eq. 9. We take the worst of random steps; the theorem's worst case is over all inputs.
+    Source: Jha et al. 2021, Theorem 1 and Eq. 9. We take the worst of random steps; the theorem's worst case is over all inputs.
     """
 
     higher_is_better = False
@@ -45,7 +45,7 @@ class ExpansionRatio(SmallSteps):
     Shapes:
         compute(): two scalars, >= 0. Costs `draws` forwards per image.
 
-    Source: paper 001, Eq. 11. We take the logits as the output representation F, which the paper does not fix.
+    Source: Jha et al. 2021, Eq. 11. We take the logits as the output representation F, which the paper does not fix.
     """
 
     columns = ("", "score")

@@ -17,7 +17,7 @@ class CompletenessError(ExplanationMetric):
     Shapes:
         compute(): two scalars, >= 0. Costs nothing: the record carries the error.
 
-    Source: Sundararajan et al. 2017 (completeness); paper 001, Eq. 8.
+    Source: Sundararajan et al. 2017 (completeness); Jha et al. 2021, Eq. 8.
     """
 
     columns = ("", "relative")

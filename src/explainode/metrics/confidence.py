@@ -9,7 +9,7 @@ from explainode.attribution import Explanation, check_reduction, normalize
 from explainode.errors import UserError
 from explainode.metrics.base import ExplanationMetric
 from explainode.metrics.baselines import baseline_image, check_baseline
-from explainode.metrics.perturbation import Walk, logits_at, percent_counts, target_score, usable
+from explainode.metrics.perturbation import PerturbationPath, logits_at, percent_counts, target_score, usable
 
 
 class AverageDrop(ExplanationMetric):
@@ -48,7 +48,7 @@ class AverageDrop(ExplanationMetric):
         )
         if keep != "map" and (isinstance(keep, str) or not 0 < keep < 100):
             raise UserError(f"keep must be 'map' or a percentage between 0 and 100, got {keep!r}; 50 is one")
-        self.walk = Walk(101, baseline, reduction, ties)
+        self.walk = PerturbationPath(101, baseline, reduction, ties)
         super().__init__()
 
     def measure(self, explanation: Explanation) -> Tensor:

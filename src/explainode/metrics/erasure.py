@@ -112,7 +112,7 @@ class FlipRate(PerturbationPoints):
     Shapes:
         compute(): two scalars in [0, 1].
 
-    Source: paper 000, Sec. 6.4 ("less than 10 % of the pixels"); it counts no images. The paper's own replacement there is not given.
+    Source: Lei et al. 2023, Sec. 6.4 ("less than 10 % of the pixels"); it counts no images. The paper's own replacement there is not given.
     """
 
     columns = ("", "least")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from explainode.attribution import Explanation
 from explainode.metrics.base import ExplanationMetric
-from explainode.metrics.perturbation import Walk, check_score, curve_scores
+from explainode.metrics.perturbation import PerturbationPath, check_score, curve_scores
 
 
 class PerturbationCurve(ExplanationMetric):
@@ -43,7 +43,7 @@ class PerturbationCurve(ExplanationMetric):
     ) -> None:
         self.points, self.baseline, self.reduction = points, baseline, reduction
         self.score, self.target, self.ties = score, target, ties
-        self.walk = Walk(points, baseline, reduction, ties)
+        self.walk = PerturbationPath(points, baseline, reduction, ties)
         check_score(score, target)
         super().__init__()
 
@@ -68,7 +68,7 @@ class PerturbationCurve(ExplanationMetric):
 class Deletion(PerturbationCurve):
     """Area under the target probability as the most relevant pixels are replaced: lower is more faithful.
 
-    Source: Petsiuk et al. 2018 (RISE); defaults as in paper 000, Sec. 6.2 (1 % steps, blurred image, predicted class).
+    Source: Petsiuk et al. 2018 (RISE); defaults as in Lei et al. 2023, Sec. 6.2 (1 % steps, blurred image, predicted class).
     We scale the blur with the image, as the paper does not describe it, and let ties keep raster order.
     """
 

@@ -44,7 +44,7 @@ GRADES = {
     "a941884e": "fair",  # road_margin
     "897c6dc9": "fair",  # robust_fidelity
     "bd4f0cd8": "poor",  # segmentation_agreement
-    "9f30bd3d": "poor",  # segmentation_agreement_paper002
+    "9f30bd3d": "poor",  # segmentation_agreement_root_inference
     "1b17f8bb": "good",  # sensitivity_n
     "08034301": "good",  # single_patch_deletion
     "7a48d055": "fair",  # smooth_randomization

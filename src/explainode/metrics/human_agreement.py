@@ -43,7 +43,7 @@ class FixationMapAgreement(ExplanationMetric):
         explanation.fixation_map: (B, H, W) float, >= 0, at the size of x.
         compute(): four scalars; PCC and rank correlation in [-1, 1], SIM in [0, 1], KL >= 0.
 
-    Source: MIT saliency benchmark; Bylinskii et al. 2019; named in paper 004. We scale maps with negative values before KL, which
+    Source: MIT saliency benchmark; Bylinskii et al. 2019; named in Ayyar et al. 2021. We scale maps with negative values before KL, which
     the benchmark's maps do not need.
     """
 

@@ -26,7 +26,7 @@ class Steps:
     Attributes:
         radius: each value moves by U(-radius, radius).
         draws: how many steps.
-        units: of the radius: "pixel" (of [0, 1]) or "network" (after the network's normalization, where captum and paper 001 perturb).
+        units: of the radius: "pixel" (of [0, 1]) or "network" (after the network's normalization, where captum and Jha et al. 2021 perturb).
     """
 
     radius: float = 0.02

@@ -17,7 +17,7 @@ class Kappa(ExplanationMetric):
     Shapes:
         compute(): one scalar. Costs nothing: the record carries the number.
 
-    Source: paper 000, Definition 2.
+    Source: Lei et al. 2023, Definition 2.
     """
 
     higher_is_better = False

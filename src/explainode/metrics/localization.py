@@ -175,7 +175,7 @@ class SegmentationAgreement(LocalizationMetric):
     Raises:
         UserError: for unknown settings; on update if the record has no masks, or masks of another size than x.
 
-    Source: Chefer et al. 2021 (protocol); paper 002, Table 1. We report macro accuracy and foreground recall separately, since the
+    Source: Chefer et al. 2021 (protocol); root inference (anonymous), Table 1. We report macro accuracy and foreground recall separately, since the
     paper's "mPA" lies below its mIoU in places, which no pixel accuracy can. We read the paper's "below the mean set to zero" as a cut that
     keeps the mean itself.
     """

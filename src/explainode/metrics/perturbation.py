@@ -29,7 +29,7 @@ TOLERANCE = 0.005  # an interval is halved while the budget lasts and |change of
 
 
 @dataclass(frozen=True)
-class Walk:
+class PerturbationPath:
     """How pixels are taken away.
 
     Attributes:
@@ -98,7 +98,7 @@ def _packed_order(flat: Tensor, reverse: bool) -> Tensor:
     return order.neg_().add_(flat.shape[1] - 1) if reverse else order
 
 
-def order_of(explanation: Explanation, walk: Walk) -> tuple[Tensor, Tensor]:
+def order_of(explanation: Explanation, walk: PerturbationPath) -> tuple[Tensor, Tensor]:
     """Which images (good,) are usable, and their pixel orders (good, H*W); both directions share them."""
 
     def compute() -> tuple[Tensor, Tensor]:
@@ -150,18 +150,18 @@ def walk_images(
     return found.transpose(0, 1)
 
 
-def _ends(explanation: Explanation, walk: Walk, insert: bool) -> tuple[Tensor, Tensor]:
+def _ends(explanation: Explanation, walk: PerturbationPath, insert: bool) -> tuple[Tensor, Tensor]:
     """start, end (B, C, H, W)."""
     near, far = explanation.x, baseline_image(explanation, walk.baseline)
     return (far, near) if insert else (near, far)
 
 
-def _end_logits(explanation: Explanation, walk: Walk, baseline: bool) -> Tensor:
+def _end_logits(explanation: Explanation, walk: PerturbationPath, baseline: bool) -> Tensor:
     """(B, K) logits of x, or of its baseline."""
     return (baseline_logits(explanation, walk.baseline) if baseline else explanation.logits).float()
 
 
-def curve_logits(explanation: Explanation, walk: Walk, insert: bool = False) -> Tensor:
+def curve_logits(explanation: Explanation, walk: PerturbationPath, insert: bool = False) -> Tensor:
     """(B, P, K) logits along the walk: x to baseline, or with `insert` baseline to x, most relevant pixels first. NaN where not `usable`.
 
     Insertion is the deletion of the least relevant pixels first, read backwards.
@@ -169,11 +169,11 @@ def curve_logits(explanation: Explanation, walk: Walk, insert: bool = False) -> 
     return explanation.memo(("curve logits", walk, insert), lambda: _curve_logits(explanation, walk, insert))
 
 
-def _curve_logits(explanation: Explanation, walk: Walk, insert: bool) -> Tensor:
+def _curve_logits(explanation: Explanation, walk: PerturbationPath, insert: bool) -> Tensor:
     return logits_at(explanation, walk, insert, walk.counts(explanation.x[0, 0].numel()))
 
 
-def logits_at(explanation: Explanation, walk: Walk, insert: bool, counts: Sequence[int]) -> Tensor:
+def logits_at(explanation: Explanation, walk: PerturbationPath, insert: bool, counts: Sequence[int]) -> Tensor:
     """(B, len(counts), K) logits with `counts` pixels replaced (or, with `insert`, brought back), in any order. NaN where not `usable`.
 
     Only counts that no metric asked for before are evaluated; `walk.points` does not matter here.
@@ -218,7 +218,7 @@ def check_percent(percent: Sequence[float], low: float = 0, high: float = 100) -
     return values
 
 
-def _walk(explanation: Explanation, walk: Walk, insert: bool, counts: Sequence[int]) -> Tensor:
+def _walk(explanation: Explanation, walk: PerturbationPath, insert: bool, counts: Sequence[int]) -> Tensor:
     """(good, len(counts), K) logits of the usable images with `counts` pixels replaced."""
     good, order = order_of(explanation, walk)
     start, end = _ends(explanation, walk, insert)
@@ -229,7 +229,7 @@ def _walk(explanation: Explanation, walk: Walk, insert: bool, counts: Sequence[i
     return walk_images(start, end, order, counts, lambda x, rows: explanation.forward(x, rows=good[rows]))
 
 
-def _inpainting_walk(explanation: Explanation, walk: Walk, insert: bool, counts: Sequence[int]) -> Tensor:
+def _inpainting_walk(explanation: Explanation, walk: PerturbationPath, insert: bool, counts: Sequence[int]) -> Tensor:
     """(good, len(counts), K) logits where the pixels that are away are filled in from those that are there."""
     good, order = order_of(explanation, walk)
     x, noise = explanation.x[good], inpainting_noise(explanation)[good]
@@ -273,14 +273,16 @@ def check_score(score: str, target: str) -> None:
         raise UserError(f"target must be 'predicted' or 'explained', got {target!r}")
 
 
-def curve_scores(explanation: Explanation, walk: Walk, insert: bool, target: Tensor, score: str) -> Tensor:
+def curve_scores(explanation: Explanation, walk: PerturbationPath, insert: bool, target: Tensor, score: str) -> Tensor:
     """(B, P) scores of target (B,) along the walk; NaN where not `usable`. Adaptive walks are linear between the points they visited."""
     if walk.points == "adaptive":
         return _adaptive_scores(explanation, walk, insert, target, score)
     return target_score(curve_logits(explanation, walk, insert), target, score)
 
 
-def _adaptive_scores(explanation: Explanation, walk: Walk, insert: bool, target: Tensor, score: str) -> Tensor:
+def _adaptive_scores(
+    explanation: Explanation, walk: PerturbationPath, insert: bool, target: Tensor, score: str
+) -> Tensor:
     """At most BUDGET points of the grid, each image its own: the interval that can hide most area is halved first.
 
     Measured on ResNet-20 and CIFAR-10 (12 curves of 96 images): no bias beyond 0.001, one image's area off by 0.03 (standard deviation),

@@ -74,8 +74,8 @@ class PerturbationAccuracy(PerturbationPoints):
 class PositivePerturbation(PerturbationAccuracy):
     """Accuracy while the most relevant pixels are masked first: lower is more faithful.
 
-    Source: paper 002, Fig. 3a (1 %, 10 % ... 90 %, zero); Chefer et al. 2021 (preset `chefer`: 10 % ... 90 % and the clean accuracy, black
-    before normalization, area in percent that is not divided by its width of 0.9). Paper 002 prints curves only. We mask black pixels.
+    Source: root inference (anonymous), Fig. 3a (1 %, 10 % ... 90 %, zero); Chefer et al. 2021 (preset `chefer`: 10 % ... 90 % and the clean accuracy, black
+    before normalization, area in percent that is not divided by its width of 0.9). The root inference paper prints curves only. We mask black pixels.
     """
 
     higher_is_better = False
@@ -86,7 +86,7 @@ class PositivePerturbation(PerturbationAccuracy):
 class NegativePerturbation(PerturbationAccuracy):
     """Accuracy while the least relevant pixels are masked first: higher is more faithful.
 
-    Source and deviations as `PositivePerturbation`; paper 002, Fig. 3b.
+    Source and deviations as `PositivePerturbation`; root inference (anonymous), Fig. 3b.
     """
 
     higher_is_better = True

@@ -9,7 +9,14 @@ from torch import Tensor
 
 from explainode.attribution import Explanation
 from explainode.metrics.base import ExplanationMetric
-from explainode.metrics.perturbation import Walk, check_percent, check_score, logits_at, percent_counts, target_score
+from explainode.metrics.perturbation import (
+    PerturbationPath,
+    check_percent,
+    check_score,
+    logits_at,
+    percent_counts,
+    target_score,
+)
 
 
 class PerturbationPoints(ExplanationMetric):
@@ -29,7 +36,7 @@ class PerturbationPoints(ExplanationMetric):
 
     def __init__(self, percent: Sequence[float], baseline: str, reduction: str, ties: str) -> None:
         self.levels, self.baseline, self.reduction, self.ties = check_percent(percent), baseline, reduction, ties
-        self.walk = Walk(101, baseline, reduction, ties)
+        self.walk = PerturbationPath(101, baseline, reduction, ties)
         super().__init__()
 
     def without_most(self, explanation: Explanation) -> Tensor:

@@ -19,7 +19,7 @@ LEVEL = 0.05
 
 
 @dataclass(frozen=True)
-class Ranks:
+class MeanRanks:
     """How k explainers rank on n images; rank 1 is the best.
 
     Attributes:
@@ -66,7 +66,7 @@ class Ranks:
 
 def rank_explainers(
     values: Mapping[str, Mapping[int, float]], higher_is_better: bool, rounding: float = ROUNDING
-) -> Ranks:
+) -> MeanRanks:
     """{explainer: {sample id: value}} -> how the explainers rank, with images as blocks.
 
     What is ranked is what is tested: the mean difference between two explainers' ranks, which one very bad image cannot decide. Values that differ by
@@ -96,7 +96,7 @@ def rank_explainers(
     p_pairs = mean_tests(apart).p
     p_pairs = np.where(np.isnan(p_pairs), sign_tests(apart), p_pairs)  # always the same number of places, or few images
     adjusted[first, second] = adjusted[second, first] = holm(p_pairs)
-    return Ranks(
+    return MeanRanks(
         names=tuple(names[i] for i in order),
         mean_rank=ranks.mean(0)[order],
         mean_value=np.nanmean(table, axis=0)[order],
@@ -196,7 +196,7 @@ class Reversals:
     turned: tuple[tuple[str, str], ...]
 
 
-def reversals(a: Ranks, b: Ranks) -> Reversals:
+def reversals(a: MeanRanks, b: MeanRanks) -> Reversals:
     """Compare two rankings on what each is sure of; `turned` holds (x, y) with x better in `a`, y better in `b`."""
     names = [name for name in a.names if name in b.names]
     decided, turned = 0, []
@@ -209,7 +209,7 @@ def reversals(a: Ranks, b: Ranks) -> Reversals:
     return Reversals(decided, tuple(turned))
 
 
-def mean_over_metrics(rankings: Sequence[Ranks]) -> dict[str, float]:
+def mean_over_metrics(rankings: Sequence[MeanRanks]) -> dict[str, float]:
     """{explainer: mean of its mean ranks}, best first, of the explainers that are ranked in all of them; each metric counts once."""
     common = [name for name in rankings[0].names if all(name in r.names for r in rankings)] if rankings else []
     mean = {name: float(np.mean([r.mean_rank[r.names.index(name)] for r in rankings])) for name in common}

@@ -66,7 +66,7 @@ class MapUnderAttack(ExplanationMetric):
     Shapes:
         compute(): three scalars, in [0, 1], [-1, 1] and [0, 1]. Costs the attack once a batch, and one explanation per image.
 
-    Source: Galli et al. 2021 in paper 004 (Dice of Guided Grad-CAM under FGSM and DeepFool). The cut is not given there: We cut at
+    Source: Galli et al. 2021 in Ayyar et al. 2021 (Dice of Guided Grad-CAM under FGSM and DeepFool). The cut is not given there: We cut at
     the mean of the map. We explain the class of the clean image; another prediction would move the map by itself.
     """
 
@@ -204,7 +204,7 @@ class HeatmapGuidedPGD(ExplanationMetric):
         explanation.label: (B,), -1 where unknown: such images count in `asr_all` alone.
         compute(): five scalars. Costs at most `steps` forwards and backwards per image.
 
-    Source: paper 002, Table 2, whose columns all obey accuracy = 0.71 (1 - ASR), so ASR is over the correctly classified.
+    Source: root inference (anonymous), Table 2, whose columns all obey accuracy = 0.71 (1 - ASR), so ASR is over the correctly classified.
     """
 
     columns = ("", "asr_all", "step", "accuracy", "clean")

@@ -46,12 +46,12 @@ class MaxSensitivity(Sensitivity):
 
     Args:
         radius, draws, units: of the steps, see `input_perturbation.Steps`.
-        repetitions: the mean of so many maxima over `draws` new steps each (paper 001 repeats 5 times).
+        repetitions: the mean of so many maxima over `draws` new steps each (Jha et al. 2021 repeats 5 times).
 
     Shapes:
         compute(): three scalars, >= 0. Costs draws * repetitions explanations per image, three times as many where noise speaks.
 
-    Source: Yeh et al. 2019, Def. 2, as captum's `sensitivity_max` reads it (0.9: 10 draws, 0.02, L2); paper 001, Tables 1-3.
+    Source: Yeh et al. 2019, Def. 2, as captum's `sensitivity_max` reads it (0.9: 10 draws, 0.02, L2); Jha et al. 2021, Tables 1-3.
     We do not clamp x' to [0, 1]; captum does not either.
     """
 
@@ -61,7 +61,7 @@ class MaxSensitivity(Sensitivity):
     def __init__(self, radius: float = 0.02, draws: int = 10, units: str = "pixel", repetitions: int = 1) -> None:
         self.repetitions = repetitions
         if repetitions < 1:
-            raise UserError(f"at least one repetition is needed, got {repetitions}; paper 001 takes 5")
+            raise UserError(f"at least one repetition is needed, got {repetitions}; Jha et al. 2021 takes 5")
         super().__init__(radius, draws, units)
         self.steps = Steps(radius, draws * repetitions, units)
 

@@ -1,4 +1,4 @@
-"""Is the map sharp or noisy? What paper 001 shows as pictures, as two numbers that do not depend on the map's scale."""
+"""Is the map sharp or noisy? What Jha et al. 2021 shows as pictures, as two numbers that do not depend on the map's scale."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Smoothness(ExplanationMetric):
     Shapes:
         compute(): two scalars, total variation in [0, 4], energy share in [0, 1].
 
-    Source: our reading of "sharper, less noisy" in paper 001, Sec. 4.1, which gives no number.
+    Source: our reading of "sharper, less noisy" in Jha et al. 2021, Sec. 4.1, which gives no number.
     """
 
     columns = ("total_variation", "high_frequency")

@@ -51,7 +51,7 @@ class TimeConditionedField(nn.Module):
     Shapes:
         t: (), x: (B, channels, h, w) -> (B, channels, h, w).
 
-    Source: `ODEfunc` of torchdiffeq's odenet_mnist.py (Chen et al. 2018), the field of paper 000's Table 2 by its parameter count.
+    Source: `ODEfunc` of torchdiffeq's odenet_mnist.py (Chen et al. 2018), the field of Lei et al. 2023's Table 2 by its parameter count.
     """
 
     def __init__(self, channels: int) -> None:
@@ -99,13 +99,13 @@ class NeuralODE(nn.Module):
         Args:
             resnet: a network whose blocks are `Residual`.
             solver: takes the steps of every block.
-            tied: one new, untrained, time-conditioned field instead of each run of such blocks, as in paper 000 (209,418 parameters for the six-block
+            tied: one new, untrained, time-conditioned field instead of each run of such blocks, as in Lei et al. 2023 (209,418 parameters for the six-block
                 net); its weights come from torch's generator.
 
         Raises:
             UserError: if no block of the network can be a step of a flow.
 
-        Source: paper 000 Eq. 5 and Table 2; Sander et al. 2022. We keep the weights of each block by default: a tied field has another function to
+        Source: Lei et al. 2023 Eq. 5 and Table 2; Sander et al. 2022. We keep the weights of each block by default: a tied field has another function to
         learn, and its maps have little in common with the ResNet's (docs/dynamics.md).
         """
         if not hasattr(solver, "solve"):
@@ -151,7 +151,7 @@ class NeuralSDE(NeuralODE):
         Raises:
             UserError: without a diffusion, with a solver of ordinary equations, or if no block can be a step of a flow.
 
-        Source: paper 001, Eq. 5-6.
+        Source: Jha et al. 2021, Eq. 5-6.
         """
         if diffusion is None or not isinstance(solver, (StochasticSolver, TorchSDE)):
             raise UserError(

@@ -27,7 +27,7 @@ class Residual(nn.Module):
     Shapes:
         x: (B, *S) -> (B, *S'), whatever branch and shortcut agree on.
 
-    Source: He et al. 2016; with noise, paper 001 (Jha et al. 2021), Eq. 5.
+    Source: He et al. 2016; with noise, Jha et al. 2021, Eq. 5.
     """
 
     def __init__(

@@ -46,7 +46,7 @@ def six_block_resnet(
     weights: str | None = None,
     residual_scale: float = 1.0,
 ) -> nn.Module:
-    """The ResNet of paper 000: a stem of three convolutions, six pre-activation blocks of constant shape, a linear head.
+    """The ResNet of Lei et al. 2023: a stem of three convolutions, six pre-activation blocks of constant shape, a linear head.
 
     577,930 parameters with 3 input channels and 10 classes (576,778 with 1). The state is a quarter of the image less one pixel in height
     and width: 64x7x7 for 32x32 images.
@@ -65,7 +65,7 @@ def six_block_resnet(
     Raises:
         UserError: if `mean` has another number of channels, or the weights do not fit.
 
-    Source: paper 000, Table 2; the network is `odenet_mnist.py` of torchdiffeq (Chen et al. 2018) with residual blocks.
+    Source: Lei et al. 2023, Table 2; the network is `odenet_mnist.py` of torchdiffeq (Chen et al. 2018) with residual blocks.
     """
     if len(mean) != in_channels:
         raise UserError(f"mean and std need one number for each of the {in_channels} input channels, got {len(mean)}")

@@ -22,7 +22,7 @@ class Board:
         image: (N, H, W, 3) uint8; mask: (N, H, W) or None; sample_id, label: (N,).
         heatmap: {(model, explainer): (N, H, W) float32}; a pair that was not measured is missing.
         target, probability: {model: (N,)} the explained class and its probability; epoch: {model: last epoch}.
-        kind: {explainer: "magnitude" | "signed" | "paper002"}; scale: {(model, explainer): (N,)}.
+        kind: {explainer: "magnitude" | "signed" | "root_inference"}; scale: {(model, explainer): (N,)}.
         controls: {explainer: which control it is} of those that are one.
         fixed: so many of the images, the first ones, were chosen before anything was measured.
     """

@@ -14,9 +14,9 @@ from PIL import Image, ImageDraw, ImageFont
 from explainode.attribution import mean_crop, normalize, reduce_channels, upsample
 from explainode.errors import UserError, nearest
 
-PRESETS = ("auto", "magnitude", "signed", "paper002")
+PRESETS = ("auto", "magnitude", "signed", "root_inference")
 SCALES = ("per-map", "per-image", "per-model")
-COLOR_MAPS = {"magnitude": "inferno", "signed": "RdBu_r", "paper002": "turbo"}
+COLOR_MAPS = {"magnitude": "inferno", "signed": "RdBu_r", "root_inference": "turbo"}
 DIVERGING = ("RdBu_r", "PuOr", "RdBu", "PuOr_r", "coolwarm", "PRGn", "BrBG", "PiYG", "seismic", "bwr")
 PERCENTILE = 99.0
 FAULTS = ("zero", "NaN", "infinite")  # what a map can be instead of a picture
@@ -93,11 +93,11 @@ class Colors:
     """How maps become pictures.
 
     Args:
-        preset: "magnitude" (|map|, inferno), "signed" (RdBu_r, white is zero), "paper002" (mean-cropped min-max, turbo), or "auto":
+        preset: "magnitude" (|map|, inferno), "signed" (RdBu_r, white is zero), "root_inference" (mean-cropped min-max, turbo), or "auto":
             signed where a map has both signs, magnitude otherwise.
         color_map: any of matplotlib's color maps instead of the preset's own.
 
-    Source: turbo over mean-cropped maps is paper 002's. We use it only on request: two of its levels 19 % apart look the same in
+    Source: turbo over mean-cropped maps is the root inference paper's. We use it only on request: two of its levels 19 % apart look the same in
     grey print and to a deuteranope.
     """
 
@@ -121,7 +121,7 @@ class Colors:
 
 def levels(heatmap: np.ndarray, kind: str, scale: float | None = None) -> np.ndarray:
     """(H, W) -> (H, W) uint8 indices into a color table; 128 is exactly zero for signed maps, 0 for magnitudes."""
-    if kind == "paper002":
+    if kind == "root_inference":
         cropped = mean_crop(normalize(torch.from_numpy(np.ascontiguousarray(heatmap, dtype=np.float32))[None]))[
             0
         ].numpy()

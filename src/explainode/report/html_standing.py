@@ -7,7 +7,7 @@ from collections.abc import Container, Sequence
 
 import numpy as np
 
-from explainode.metrics.ranks import Ranks
+from explainode.metrics.ranks import MeanRanks
 from explainode.metrics.results import Results
 from explainode.report.board import Board, map_agreement
 from explainode.report.comparisons import Comparison, compare_prior
@@ -64,7 +64,7 @@ def _ranks_of(found: Standing) -> Markup:
     )
 
 
-def _diagram(found: Standing, metric: str, ranks: Ranks) -> Markup:
+def _diagram(found: Standing, metric: str, ranks: MeanRanks) -> Markup:
     title = f"{metric} {arrow(ranks.higher_is_better)}"
     about = (
         f"chance of so unequal ranks if all were alike (Friedman’s test): {p_phrase(ranks.p)}, n = {ranks.n}"

@@ -146,7 +146,7 @@ def legend(board: Board, scale: str = "per-map", reduction: str = "sum") -> str:
     words = {
         "signed": "red speaks for the class, blue against, white is zero",
         "magnitude": "the brighter, the stronger",
-        "paper002": "turbo over mean-cropped maps",
+        "root_inference": "turbo over mean-cropped maps",
     }
     kinds = list(dict.fromkeys(board.kind.values()))
     said = "; ".join(f"{board.colors.color_map or COLOR_MAPS[kind]}: {words[kind]}" for kind in kinds)

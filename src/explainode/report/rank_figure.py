@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Container
 
-from explainode.metrics.ranks import Ranks
+from explainode.metrics.ranks import MeanRanks
 from explainode.report.markup import Markup, tag
 from explainode.wording import number
 
@@ -28,7 +28,7 @@ def standalone(figure: Markup) -> str:
     return f"{opening.replace('<svg', '<svg xmlns=' + chr(34) + 'http://www.w3.org/2000/svg' + chr(34), 1)}>{tag('style', Markup(STYLE))}{rest}\n"
 
 
-def rank_figure(ranks: Ranks, title: str, controls: Container[str] = ()) -> Markup:
+def rank_figure(ranks: MeanRanks, title: str, controls: Container[str] = ()) -> Markup:
     """SVG: the best mean rank at the left. `controls` are in italics; the bar above the axis is Nemenyi's critical difference.
 
     Source: Demšar 2006, Fig. 1. Our bars join what paired tests do not tell apart (see `metrics.ranks`), not what lies within that difference.
@@ -96,7 +96,7 @@ def _difference_bar(difference: float, left: float, unit: float) -> list[Markup]
     return [bar, tag("text", label, x=f"{left + width + 8:.1f}", y=14, class_="tick")]
 
 
-def _bars(ranks: Ranks, x: Callable[[float], float]) -> tuple[list[Markup], int]:
+def _bars(ranks: MeanRanks, x: Callable[[float], float]) -> tuple[list[Markup], int]:
     """The bars over what is not told apart, on as few levels as keep them from touching, and the number of levels."""
     ends: list[float] = []
     bars = []

@@ -10,7 +10,7 @@ from itertools import combinations
 import numpy as np
 
 from explainode.errors import UserError
-from explainode.metrics.ranks import LEVEL, Ranks, mean_over_metrics, rank_explainers, reversals
+from explainode.metrics.ranks import LEVEL, MeanRanks, mean_over_metrics, rank_explainers, reversals
 from explainode.metrics.results import Results, Row
 from explainode.metrics.statistics import kendall_matrix
 from explainode.report.comparisons import JUDGES, final_rows, is_primary
@@ -26,7 +26,7 @@ class Standing:
     """The rankings of one model's explainers, controls among them.
 
     Attributes:
-        ranks: {headline metric: Ranks}, faithfulness first.
+        ranks: {headline metric: MeanRanks}, faithfulness first.
         unranked: {headline metric: why it has no ranks}.
         left_out: {metric: explainers that have a value for less than half of the images of the others}.
         mean: {explainer: mean rank over the metrics}, best first; explainers that all metrics rank.
@@ -35,7 +35,7 @@ class Standing:
     """
 
     model: str
-    ranks: dict[str, Ranks] = field(default_factory=dict)
+    ranks: dict[str, MeanRanks] = field(default_factory=dict)
     unranked: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, list[str]] = field(default_factory=dict)
     mean: dict[str, float] = field(default_factory=dict)
@@ -124,7 +124,7 @@ def standing_sentence(found: Standing) -> str:
     return " ".join(sentences)
 
 
-def leaders(ranks: Ranks) -> list[str]:
+def leaders(ranks: MeanRanks) -> list[str]:
     """The explainer of the best mean rank and those that are not told apart from it."""
     return [e for e in ranks.names if e == ranks.names[0] or not ranks.order(ranks.names[0], e)]
 
@@ -174,7 +174,7 @@ def _turned(found: Standing, a: str, b: str) -> tuple[int, int, tuple[str, str] 
     return len(change.turned), change.decided, change.turned[0] if change.turned else None
 
 
-def _without(ranks: Ranks, controls: Container[str]) -> Ranks:
+def _without(ranks: MeanRanks, controls: Container[str]) -> MeanRanks:
     keep = [i for i, e in enumerate(ranks.names) if e not in controls]
     return replace(
         ranks,

@@ -39,7 +39,7 @@ class DepthConditioning:
     Raises:
         UserError: for a negative weight or no images; when called, for a network without such a block.
 
-    Source: Sander et al. 2022 (residual networks approach ODEs only if they are smooth in depth); paper 000, Theorem 1, which presumes it. The
+    Source: Sander et al. 2022 (residual networks approach ODEs only if they are smooth in depth); Lei et al. 2023, Theorem 1, which presumes it. The
     refinement penalty is ours: |g(x + g(x)/2) - g(x)|^2 / |x|^2 of each block, which needs no further pass, cost more accuracy at a
     larger kappa (docs/dynamics.md).
     """

@@ -40,7 +40,7 @@ class Surrogate(Classifier):
         train_discrete: let the copied maps learn too.
         optimizer, ...: as for `Classifier`.
 
-    Logs what the classifier logs, and val/ test/ `kappa` (mean distance of probabilities, paper 000 Definition 2) and `agreement`.
+    Logs what the classifier logs, and val/ test/ `kappa` (mean distance of probabilities, Lei et al. 2023 Definition 2) and `agreement`.
 
     Raises:
         UserError: without a teacher, if the network was not made from this one or with other weights, a weight is negative, or T is not positive.

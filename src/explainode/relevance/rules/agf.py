@@ -141,13 +141,13 @@ class Factorization(Rule):
     """R = shift(C, r) at convolutions, shift(C, M) at a dense layer that reads a flattened map, C at other linear maps; see above.
 
     Args:
-        evidence: the rule that gives C; `Absolute` is the authors', paper 002 infers roots instead.
+        evidence: the rule that gives C; `Absolute` is the authors', the root inference paper infers roots instead.
         activations: F_x is a part of r; gradients: F_g; attention: M; places: P.
         damp: (F_x + M) is divided by 1 + exp(-C).
 
     Without any part R = C. All means and maxima are per image.
 
-    Source: Gur et al. 2021; paper 002 Table 4 for roots as evidence.
+    Source: Gur et al. 2021; root inference (anonymous) Table 4 for roots as evidence.
     """
 
     kinds = ("linear",)

@@ -64,7 +64,7 @@ class Gradient(Rule):
 class Deconvnet(Gradient):
     """At a rectifier only what is positive on the way back passes, whatever was positive on the way there.
 
-    Source: Zeiler & Fergus 2014; paper 004. For smooth rectifiers (GELU, SiLU) we multiply by no slope either.
+    Source: Zeiler & Fergus 2014; Ayyar et al. 2021. For smooth rectifiers (GELU, SiLU) we multiply by no slope either.
     """
 
     def propagate(self, operation: Operation, relevance: Relevance, walk: Walk) -> Relevance:
@@ -77,7 +77,7 @@ class Deconvnet(Gradient):
 class Guided(Gradient):
     """At a rectifier only what is positive on the way back and was positive on the way there passes.
 
-    Source: Springenberg et al. 2015; paper 004. For smooth rectifiers (GELU, SiLU) we take the gradient of what is positive on the way back.
+    Source: Springenberg et al. 2015; Ayyar et al. 2021. For smooth rectifiers (GELU, SiLU) we take the gradient of what is positive on the way back.
     """
 
     def propagate(self, operation: Operation, relevance: Relevance, walk: Walk) -> Relevance:

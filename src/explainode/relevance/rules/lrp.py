@@ -4,7 +4,7 @@ Every rule chooses contributions q_ij of input i to output j and shares out R_i 
 but that has relevance hands it out evenly (`spread`), so that nothing is lost; the amount is noted.
 
 Notation: x+ and x- are the positive and negative parts of x; the same for A. z_j is the sum of the contributions.
-Source of the rules: Bach et al. 2015; Montavon et al. 2017, 2019; paper 004 Sec. on LRP.
+Source of the rules: Bach et al. 2015; Montavon et al. 2017, 2019; Ayyar et al. 2021 Sec. on LRP.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ class Epsilon(LinearRule):
 
     With epsilon = 0 this is LRP-0; with `bias="absorb"` on top LRP-0 of a ReLU network is input * gradient.
 
-    Source: Bach et al. 2015, Eq. 58. Paper 004 prints +epsilon without the sign, which is a typo.
+    Source: Bach et al. 2015, Eq. 58. Ayyar et al. 2021 prints +epsilon without the sign, which is a typo.
     """
 
     epsilon: float = 1e-6

@@ -3,7 +3,7 @@
 A unit f is a linear map with the activation that alone reads it, f(T) = sigma(A T). Its input falls into signal and root, x = S + N: f(S) is to equal
 the relevance that arrived, the root N is what is left, and relevance goes to the inputs by what S contributes.
 
-Notation of paper 002: T is the signal while it is searched for, R the relevance of the outputs, R_hat the same on the scale of f. Scalars are per image.
+Notation of the root inference paper: T is the signal while it is searched for, R the relevance of the outputs, R_hat the same on the scale of f. Scalars are per image.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ class Inference:
     Raises:
         UserError: for an unknown word, no step, or a gamma or tau that is not positive.
 
-    Source: paper 002, Eq. 10-16 and Algorithm 1, which leaves open what all switches but `steps` and `gamma` decide. We match, box and step exactly:
+    Source: root inference (anonymous), Eq. 10-16 and Algorithm 1, which leaves open what all switches but `steps` and `gamma` decide. We match, box and step exactly:
     as written the relevance is far smaller than activations, so the signal vanishes and N = x is no root, and raw steps diverge.
     """
 
@@ -293,7 +293,7 @@ class RootInference(Rule):
     Raises:
         UserError: for an unknown word.
 
-    Source: paper 002, Eq. 17, Algorithm 1, Sec. 3. We share out what arrived instead of multiplying Eq. 17 out, which is the paper's "only the
+    Source: root inference (anonymous), Eq. 17, Algorithm 1, Sec. 3. We share out what arrived instead of multiplying Eq. 17 out, which is the paper's "only the
     positive output" made conserving; drop biases, so that f(0) = 0; and read the second-order term at S with the sign that leads to zero.
     """
 
@@ -386,7 +386,7 @@ class EM(Rule):
     Raises:
         UserError: for no step.
 
-    Source: ours, as expectation maximization (Richardson 1972; Lucy 1974) on paper 002's Eq. 9; not the paper's method.
+    Source: ours, as expectation maximization (Richardson 1972; Lucy 1974) on the root inference paper's Eq. 9; not the paper's method.
     """
 
     kinds = ("linear",)

@@ -1,4 +1,4 @@
-"""A walk along the steps of a solution, fixed or adaptive; the kinds differ in what they leave behind for the gradient."""
+"""A trajectory along the steps of a solution, fixed or adaptive; the kinds differ in what they leave behind for the gradient."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from explainode.dynamics.adjoint import Record, Span, SymplecticAdjoint
+from explainode.dynamics.adjoint import ForwardPass, Span, SymplecticAdjoint
 from explainode.dynamics.controller import Controller
 from explainode.dynamics.draws import RandomState
 from explainode.dynamics.failure import NonFiniteState, StepUnderflow, TooManySteps
@@ -17,7 +17,7 @@ from explainode.dynamics.step import Interval, Step, Time, combine, step
 from explainode.dynamics.tableau import Tableau
 
 
-class Walk:
+class Trajectory:
     """From x0 to x(t1), without a gradient.
 
     Attributes:
@@ -54,7 +54,7 @@ class Walk:
         """
         t, end, direction = self.interval.start, self.interval.end, self.interval.direction
         smallest = 10 * torch.finfo(self.f.time_dtype).eps * max(abs(t), abs(end))
-        k_1: Tensor | None = self.evaluate(t)
+        k_1: Tensor | None = self.slope(t)
         assert k_1 is not None
         if not is_finite(k_1):
             raise NonFiniteState(t, 0.0, self.f.evaluations)
@@ -80,7 +80,7 @@ class Walk:
                 self.accept(t, trial)
                 if t == end:
                     return
-                k_1 = trial.slopes[-1] if self.method.fsal else self.evaluate(t)
+                k_1 = trial.slopes[-1] if self.method.fsal else self.slope(t)
             else:
                 self.rejected += 1
                 if size < smallest:
@@ -88,7 +88,7 @@ class Walk:
                     raise failure(t, direction * size, self.f.evaluations)
         raise TooManySteps(t, direction * size, self.f.evaluations)
 
-    def evaluate(self, t: float) -> Tensor:
+    def slope(self, t: float) -> Tensor:
         """k_1, where we are."""
         with torch.no_grad():
             return self.f(t, self.x)
@@ -106,7 +106,7 @@ class Walk:
             self.states[t] = self.x
 
     def result(self) -> Tensor:
-        """x(t1), part of autograd's graph where this walk leaves one."""
+        """x(t1), part of autograd's graph where this trajectory leaves one."""
         return self.x
 
     def _first_failure(self, times: Sequence[float]) -> NonFiniteState:
@@ -120,10 +120,10 @@ class Walk:
         return NonFiniteState(t, t_next - t, evaluations)
 
 
-class TracedWalk(Walk):
-    """A walk whose accepted steps autograd has seen: exact, with second derivatives, at the memory of every evaluation."""
+class TracedTrajectory(Trajectory):
+    """A trajectory whose accepted steps autograd has seen: exact, with second derivatives, at the memory of every evaluation."""
 
-    def evaluate(self, t: float) -> Tensor:
+    def slope(self, t: float) -> Tensor:
         return self.f(self._at(t), self.x)
 
     def attempt(self, t: float, t_next: float, stages: Sequence[int], k_1: Tensor | None) -> Step:
@@ -133,8 +133,8 @@ class TracedWalk(Walk):
         return self.interval.at(t, self.x.device)
 
 
-class CheckpointedWalk(Walk):
-    """A walk that keeps states, and hands them to the symplectic adjoint.
+class CheckpointedTrajectory(Trajectory):
+    """A trajectory that keeps states, and hands them to the symplectic adjoint.
 
     Args:
         memory: "step", "stage" or "sqrt", as in `RungeKutta`.
@@ -152,8 +152,8 @@ class CheckpointedWalk(Walk):
         self._k_1_draw: RandomState | None = None
         self._tried: dict[int, RandomState | None] = {}
 
-    def evaluate(self, t: float) -> Tensor:
-        k_1 = super().evaluate(t)
+    def slope(self, t: float) -> Tensor:
+        k_1 = super().slope(t)
         self._k_1_draw = self.f.before
         return k_1
 
@@ -161,13 +161,13 @@ class CheckpointedWalk(Walk):
         order = iter(stages if k_1 is None else stages[1:])
         self._tried = {} if k_1 is None else {0: self._k_1_draw}
 
-        def evaluate(t_i: Time, x_i: Tensor) -> Tensor:
+        def slope(t_i: Time, x_i: Tensor) -> Tensor:
             slope = self.f(t_i, x_i)
             self._tried[next(order)] = self.f.before
             return slope
 
         with torch.no_grad():
-            return step(self.method, evaluate, t, t_next, self.x, stages, k_1)
+            return step(self.method, slope, t, t_next, self.x, stages, k_1)
 
     def accept(self, t: float, taken: Step) -> None:
         n, working = len(self.grid) - 1, self.method.working_stages
@@ -187,7 +187,7 @@ class CheckpointedWalk(Walk):
         end = len(self.grid) - 1
         self.kept[end] = self.x
         results = {n: x for n, x in self.kept.items() if self.grid[n] in self.stops} | {end: self.x.clone()}
-        record = Record(self.method, self.f, self.interval, self.grid, self.draws, results)
+        record = ForwardPass(self.method, self.f, self.interval, self.grid, self.draws, results)
         times = self.interval.t0, self.interval.t1
         x = self.kept.pop(0)
         for first, last in pairwise([0, *self.kept]):
