@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import explainode
 from explainode.metrics.cards import Card, cards, findings, from_csv, pairs, table, to_csv
 from explainode.metrics.grades import GRADES, card_of
 from explainode.metrics.planted import MAPS
@@ -81,5 +82,7 @@ def test_the_page_shows_what_the_data_says():
 
 def test_reports_know_the_grades_that_the_data_says():
     made = cards(from_csv((DOCS / "cards.csv").read_text(encoding="utf-8")))
-    assert {card.metric: card.grade for card in made} == GRADES
-    assert card_of("deletion") == card_of("deletion.morf") == GRADES["deletion"] and card_of("mine") == ""
+    metrics = {card.metric: explainode.get(f"metric/{card.metric}") for card in made}
+    assert {metrics[card.metric].protocol_hash: card.grade for card in made} == GRADES
+    protocol = f"{metrics['insertion'].protocol}#{metrics['insertion'].protocol_hash} noise=off seed=0"
+    assert card_of(protocol) == "good" and card_of("mine[x]#00000000 noise=off") == card_of("accuracy[top1]") == ""

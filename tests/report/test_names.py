@@ -82,5 +82,6 @@ def test_controls_declare_themselves() -> None:
         "edge_map",
         "inverted_map",
         "squared",
+        "blurred_map",
     }
     assert set(found.values()) <= {"", *CONTROLS}

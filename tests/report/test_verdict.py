@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+import explainode
 from explainode.metrics.results import Results, Row
 from explainode.report.comparisons import (
     compare_controls,
@@ -359,3 +360,18 @@ def test_three_models_are_each_compared_with_the_first() -> None:
 
 def test_nothing_measured_is_said() -> None:
     assert verdict(Results()) == "Nothing was measured yet."
+
+
+def test_the_control_sentence_goes_by_the_metric_with_the_best_card_and_says_so(make_results):
+    """Deletion's card is fair, insertion's good: insertion judges, though deletion was measured first."""
+    results = make_results(images=3, side=16, n=40, epochs=1, models=("resnet",))
+    assert "resnet, deletion (" in verdict(results)  # settings that have no card: what was measured first
+    known = {name: explainode.get(f"metric/{name}") for name in ("deletion", "insertion")}
+    results.rows = [
+        replace(r, protocol=f"{known[r.metric].protocol}#{known[r.metric].protocol_hash}") if r.metric in known else r
+        for r in results.rows
+    ]
+    assert (
+        "resnet, insertion (higher is better, n = 40 images; chosen before deletion because its card is good"
+        in verdict(results)
+    )

@@ -10,7 +10,7 @@ from explainode.errors import UserError
 
 HELP = """explainode cards [METRIC ...] [--images N] [--csv FILE] [--from FILE]
 
-Measures metrics (default: all that judge maps, a quarter of an hour) on networks whose exact maps are known, and prints a card of each: how often it is wrong,
+Measures metrics (default: all that judge maps, about half an hour) on networks whose exact maps are known, and prints a card of each: how often it is wrong,
 how often it sees the truth, and by what it is misled. docs/cards.md explains the columns.
 
   --images N    pictures of each network (default 24; three networks of each of eight kinds)

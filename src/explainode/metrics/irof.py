@@ -57,7 +57,7 @@ class IROF(ExplanationMetric):
     def _left(self, explanation: Explanation) -> Tensor:
         """(B, grid^2) share of the clean score that is left after each segment."""
         x = explanation.x
-        segment = grid_segments(*x.shape[-2:], self.grid).to(x.device).flatten()
+        segment = grid_segments(x.shape[-2], x.shape[-1], self.grid).to(x.device).flatten()
         heat = explanation.heatmap(self.reduction).flatten(1).double()
         good = usable(explanation, self.reduction)
         total = torch.zeros(len(x), self.grid**2, dtype=torch.float64, device=x.device)

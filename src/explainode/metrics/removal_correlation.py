@@ -230,7 +230,7 @@ class SinglePatchDeletion(RemovalCorrelation):
         super().__init__(baseline, reduction, score, target)
 
     def removed(self, explanation: Explanation) -> Tensor:
-        patches = grid_segments(*explanation.x.shape[-2:], self.grid).to(explanation.x.device)
+        patches = grid_segments(explanation.x.shape[-2], explanation.x.shape[-1], self.grid).to(explanation.x.device)
         sets = patches == torch.arange(self.grid**2, device=patches.device).view(-1, 1, 1)
         return sets[:, None].expand(-1, len(explanation), -1, -1)
 

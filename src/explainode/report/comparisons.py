@@ -239,8 +239,13 @@ def compare_accuracy(results: Results, subject: str, reference: str) -> Comparis
 def best_card(rows: Sequence[Row]) -> str | None:
     """Of the metrics of the first role in `JUDGES` that any row has, the one with the best card, of several the one measured first."""
     role = next((role for role in JUDGES for row in rows if row.role == role), None)
-    names = list(dict.fromkeys(row.metric for row in rows if row.role == role))
-    return min(names, key=lambda name: CARD_ORDER.index(card_of(name)), default=None)
+    judging = [row for row in rows if row.role == role]
+    return min(judging, key=card_place).metric if judging else None
+
+
+def card_place(row: Row) -> int:
+    """Where the card of a row's metric stands in `CARD_ORDER`; further results of a metric have none."""
+    return CARD_ORDER.index(card_of(row.protocol) if row.is_headline else "")
 
 
 def first_by_role(roles: Iterable[str], rows: Sequence[Row]) -> str | None:

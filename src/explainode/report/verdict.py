@@ -10,6 +10,7 @@ from explainode.metrics.means import FEWEST
 from explainode.metrics.results import Results
 from explainode.report.comparisons import (
     Comparison,
+    card_place,
     compare_accuracy,
     compare_controls,
     compare_headlines,
@@ -286,15 +287,12 @@ def _control_sentence(results: Results, model: str, comparisons: list[Comparison
 
 def _why_metric(results: Results, model: str, metric: str) -> str:
     """Why this one of several metrics judges: said where it is not simply the first that was measured."""
-    role = next(row.role for (_, _, name), row in final_rows(results).items() if name == metric)
-    judging = [
-        row.metric
-        for (name, explainer, _), row in final_rows(results).items()
-        if name == model and explainer and row.role == role and row.is_headline and row.higher_is_better is not None
-    ]
-    if not judging or judging[0] == metric:
+    rows = [row for (name, explainer, _), row in final_rows(results).items() if name == model and explainer]
+    chosen = next(row for row in rows if row.metric == metric)
+    first = next(row for row in rows if row.role == chosen.role and row.higher_is_better is not None)
+    if first.metric == metric or card_place(first) <= card_place(chosen):
         return ""
-    return f"; chosen before {judging[0]} because its card is {card_of(metric)}, see docs/cards.md"
+    return f"; chosen before {first.metric} because its card is {card_of(chosen.protocol)}, see docs/cards.md"
 
 
 def _lead(comparisons: list[Comparison]) -> str:
