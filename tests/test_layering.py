@@ -24,12 +24,14 @@ FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # rooms of one floor that may know each other; everything else on a floor is introduced by the configuration
 ALLOWED_SIDEWAYS = {
     ("cli", "callbacks"),
+    ("cli", "serve"),  # the verb that starts it
 }
 ONLY_IN = {
     "lightning": {"data", "training", "callbacks", "jobs"},
     "hydra": {"registry", "cli"},  # composing is the register's; starting the points of a sweep is the command line's
     "wandb": {"callbacks"},
     "fastapi": {"serve"},
+    "uvicorn": {"cli"},
     "captum": {"explainers"},
 }
 

@@ -26,6 +26,7 @@ VERBS = {
     "benchmark": "measure many explanations of several networks; interrupted, it goes on where it was",
     "compare": "compare runs image by image, with paired tests",
     "explain": "explain one or several pictures",
+    "serve": "open a page where pictures are explained by several networks and methods",
     "sync": "upload W&B runs that were recorded offline",
     "dashboard": "build the W&B workspace of a project",
     "cards": "show how far metrics can be trusted, on networks whose exact maps are known",

@@ -12,9 +12,11 @@ import numpy as np
 import torch
 
 from explainode.data.pictures import load_picture
+from explainode.data.shapes import CLASS_NAMES
 from explainode.errors import UserError, nearest
 from explainode.evaluation import in_batches
 from explainode.explaining import explain
+from explainode.jobs.demo_pair import SIZE, demo_networks
 from explainode.jobs.measure import choose_device, many
 from explainode.jobs.networks import build_network, fill_classes, run_networks
 from explainode.metrics.maps import concatenate_maps, to_maps
@@ -62,10 +64,11 @@ def named_pictures(words: Sequence[str]) -> list[Path]:
 
 
 def choose_subjects(settings: Mapping[str, Any]) -> list[Subject]:
-    """The network that model names, or those of a run: all its variants, side by side.
+    """The network that model names, or those of a run: all its variants, side by side; without either those of the newest run under
+    runs/, and where there is none the pair that comes with the package.
 
     Raises:
-        UserError: if there is neither.
+        UserError: if a run or a model cannot be used.
     """
     device = choose_device(settings["device"])
     if settings.get("model"):
@@ -81,7 +84,14 @@ def choose_subjects(settings: Mapping[str, Any]) -> list[Subject]:
         size = settings["size"] or network.image_size
         names = imagenet_classes() if num_classes == 1000 else None
         return [Subject(settings["model_name"], network.to(device).eval(), size, names)]
-    folder = Path(settings["run"]) if settings["run"] else _newest_run()
+    if not settings["run"] and (newest := _newest_run()) is None:
+        if settings["checkpoint"] is not None:
+            raise UserError("--checkpoint needs the run that it belongs to (--run RUN) or a network (--model NAME)")
+        return [
+            Subject(f"demo/{name}", network.to(device), settings["size"] or SIZE, list(CLASS_NAMES))
+            for name, network in demo_networks().items()
+        ]
+    folder = Path(settings["run"]) if settings["run"] else newest
     trained = foreign_run(folder)
     asked = {
         "run": str(folder),
@@ -102,18 +112,10 @@ def choose_subjects(settings: Mapping[str, Any]) -> list[Subject]:
     ]
 
 
-def _newest_run() -> Path:
-    """The run directory under runs/ whose checkpoint is newest.
-
-    Raises:
-        UserError: if there is none.
-    """
+def _newest_run() -> Path | None:
+    """The run directory under runs/ whose checkpoint is newest; None where there is none."""
     found = sorted(Path("runs").glob("**/checkpoints/*/*.ckpt"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise UserError(
-            "there is no trained run under runs/; name one with --run RUN, or a network with --model NAME --weights PATH"
-        )
-    return found[-1].parents[2]
+    return found[-1].parents[2] if found else None
 
 
 @dataclass
