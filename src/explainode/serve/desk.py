@@ -42,7 +42,7 @@ class Limits:
     silent: float = 30.0
     body: int = 10 << 20
     slow: float = 20.0
-    requests: int = 600
+    requests: int = 10_000
 
 
 @dataclass
