@@ -6,14 +6,15 @@ Letters: A feature maps (B, C, h, w), g the gradient of the score there, w the w
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from explainode.errors import UserError
+from explainode.explainers.augmented import fused
 from explainode.explainers.base import Explainer
-from explainode.explainers.layers import find_layer, get_layer, hooked, last_call, layout_of
+from explainode.explainers.layers import activation, find_layer, get_layer, hooked, last_call, layout_of
 from explainode.explainers.one_pass import OnePass
 from explainode.explainers.passes import forward, in_passes
 
@@ -96,6 +97,17 @@ class LayerCAM(GradientCAM):
         return weighted(gradient.relu(), A, self.relu)
 
 
+@dataclass(frozen=True)
+class HiResCAM(GradientCAM):
+    """Feature maps weighted position by position by the gradient there: where the head is linear in the maps, exactly what each position adds.
+
+    Source: Draelos and Carin 2020. Behind global average pooling it is Grad-CAM (and CAM, up to a factor).
+    """
+
+    def read(self, A: Tensor, gradient: Tensor) -> Tensor:
+        return weighted(gradient, A, self.relu)
+
+
 def cam(A: Tensor, gradient: Tensor, relu: bool = True) -> Tensor:
     """Feature maps (B, C, h, w) and the score's gradient there -> (B, 1, h, w)."""
     alpha = gradient.mean((-2, -1), keepdim=True)  # Eq. (9)
@@ -173,3 +185,59 @@ def pooled_maps(model: nn.Module, x: Tensor, name: str) -> tuple[Tensor, Tensor]
         )
 
     return in_passes(compute, x)[0], weight
+
+
+@dataclass(frozen=True)
+class EigenCAM(Explainer):
+    """Feature maps along the direction in which they vary most: where the layer is strong, whatever the class.
+
+    Args:
+        layer: its name; None finds the last spatial feature map of the network.
+
+    Returns (B, 1, h, w) at the layer's resolution; the sign is that under which the map's largest value is positive.
+
+    Raises:
+        UserError: if there is no such layer, or it returns no feature map.
+
+    Source: Muhammad and Yeasin 2020: the first right singular vector of the maps, which they do not center.
+    """
+
+    class_specific: ClassVar[bool] = False
+
+    layer: str | None = None
+
+    def attribute(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
+        A = activation(model, x, find_layer(model, x, self.layer))  # (B, C, h, w)
+        flat = A.flatten(2).double()
+        direction = torch.linalg.svd(flat.transpose(1, 2), full_matrices=False).Vh[:, 0]  # over channels
+        heat = torch.einsum("bcp,bc->bp", flat, direction)
+        peak = heat.gather(1, heat.abs().argmax(1, keepdim=True))
+        return (heat * torch.where(peak < 0, -1.0, 1.0)).view(len(x), 1, *A.shape[2:]).to(x.dtype)
+
+
+@dataclass(frozen=True)
+class FusedLayerCAM(Explainer):
+    """Layer-CAM of several layers as one map: the places of the deep ones with the edges of the early ones. One forward and backward a layer.
+
+    Args:
+        layers: their names, any number.
+
+    Returns (B, 1, H, W) in [0, 1].
+
+    Raises:
+        UserError: if no layer is named, or one is not there.
+
+    Source: Jiang et al. 2021, Sec. III-C.
+    """
+
+    layers: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", tuple(self.layers))
+
+    def attribute(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
+        if not self.layers:
+            raise UserError(
+                "fused Layer-CAM needs the names of its layers: explainer.layercam_fused.layers=[layer1,layer4]"
+            )
+        return fused([LayerCAM(layer).attribute(model, x, target) for layer in self.layers], tuple(x.shape[-2:]))
