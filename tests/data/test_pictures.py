@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import random
 import struct
@@ -204,7 +205,10 @@ REFUSED = {
     "svg": (b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"/>', "export it as PNG"),
     "zip": (zipped(), "unpack it"),
     "pdf": (b"%PDF-1.7\n%", "PDF"),
-    "heic": (b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic" + bytes(100), "HEIC; export it as JPEG"),
+    "heic": (
+        b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic" + bytes(100),
+        "HEIC; export it as JPEG, or pip install" if importlib.util.find_spec("pillow_heif") is None else "HEIC",
+    ),
     "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n", "not a picture"),
     "junk of 12 MB": (random.Random(0).randbytes(12_000_000), "not a picture"),
     "a word with the head of a BMP": (b"BMW", "damaged"),
@@ -354,3 +358,32 @@ def test_a_large_jpeg_is_decoded_small_and_looks_the_same(orientation: int) -> N
     turned = small.rotate(-90, expand=True) if orientation == 6 else small
     assert picture.source_size == (turned.height, turned.width)
     assert (picture.image - load_picture(save(turned, "PNG"), 64).image).abs().mean() < 0.01
+
+
+def test_a_panorama_is_decoded_at_a_fraction_of_its_size():
+    """54 million pixels, more than are decoded; a JPEG can be read at an eighth of its size."""
+    file = io.BytesIO()
+    Image.linear_gradient("L").resize((9000, 6000), Image.Resampling.BILINEAR).save(file, "JPEG", quality=60)
+    picture = load_picture(file.getvalue(), 64)
+    assert picture.source_size == (6000, 9000) and picture.image.shape == (3, 64, 64)
+    expected = load_picture(_jpeg(Image.linear_gradient("L").resize((900, 600), Image.Resampling.BILINEAR)), 64)
+    assert (picture.image - expected.image).abs().max() < 0.02
+    with pytest.raises(UserError, match="more than 40 million"):
+        load_picture(file.getvalue())  # whole, as masks need it
+
+
+def _jpeg(image):
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=95)
+    return file.getvalue()
+
+
+def test_heic_is_read_where_pillow_heif_is_installed():
+    heif = pytest.importorskip("pillow_heif", reason="HEIC needs pillow-heif")
+    file = io.BytesIO()
+    try:
+        heif.from_pillow(Image.new("RGB", (64, 48), (200, 40, 40))).save(file, quality=90)
+    except Exception as error:  # an installation that reads only
+        pytest.skip(f"this pillow-heif cannot write: {error}")
+    picture = load_picture(file.getvalue(), 16)
+    assert (picture.image.mean((1, 2)) * 255 - torch.tensor([200.0, 40.0, 40.0])).abs().max() < 8

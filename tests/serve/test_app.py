@@ -194,6 +194,45 @@ def test_a_job_is_stopped_between_maps_and_forgotten(desk, client, finish):
     assert client.get("/api/v1/jobs/unknown").status_code == 404
 
 
+def test_a_stop_that_comes_too_late_costs_nobody_anything(desk, client, finish):
+    """Said while the last map is being made, it is read after the job: the next one must not notice."""
+    before = desk.restarts
+    for wait in (0.0, 0.05, 0.2, 0.4):
+        job = client.post("/api/v1/explain?gallery=0&methods=vargrad&networks=sde&scores=false").json()["job"]
+        time.sleep(wait)
+        client.delete(f"/api/v1/jobs/{job}")
+        assert finish(client, job)["state"] in ("done", "stopped")
+        assert finish(client, client.post(QUICK).json()["job"])["state"] == "done"
+    assert desk.restarts == before
+
+
+def test_one_client_cannot_fill_the_line():
+    from explainode.jobs.showing import Showing
+    from explainode.serve.desk import Busy
+
+    desk = Desk(Place(), Limits(per_client=2))  # not started: jobs wait
+    for _ in range(2):
+        desk.submit("10.0.0.7", Showing({}, ["saliency"], ["resnet"]))
+    with pytest.raises(Busy, match="2 jobs"):
+        desk.submit("10.0.0.7", Showing({}, ["saliency"], ["resnet"]))
+    desk.submit("10.0.0.8", Showing({}, ["saliency"], ["resnet"]))
+
+
+def test_a_slow_sender_is_told(desk):
+    import asyncio
+
+    from explainode.serve.app import Refused, _body
+
+    class Slow:
+        async def stream(self):
+            yield b"x"
+            await asyncio.sleep(5)
+
+    with pytest.raises(Refused) as refused:
+        asyncio.run(_body(Slow(), 100, 0.05))
+    assert refused.value.status == 408
+
+
 def test_a_full_line_is_said_and_nothing_is_lost(client, desk, finish):
     slow = "/api/v1/explain?gallery=0&methods=smoothgrad,vargrad&scores=false"
     answers = [client.post(slow) for _ in range(40)]

@@ -28,7 +28,7 @@ examples:
   explainode serve
   explainode serve runs/a runs/b --gallery pictures/
   explainode serve --model tv_resnet50 --weights resnet50.pth --gallery photos/"""
-LOCAL = {"127.0.0.1", "localhost", "[::1]"}
+LOCAL = {"127.0.0.1", "localhost", "[::1]", "::1"}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -61,7 +61,10 @@ def run(arguments: Sequence[str]) -> int:
     hosts = LOCAL | {options.host.lower(), *(name.lower() for name in options.allow_host)}
     names = ", ".join(network["name"] for network in desk.about["networks"])
     print(f"showing {names}")
-    address = f"http://{'127.0.0.1' if options.host == '0.0.0.0' else options.host}:{port}/"
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(
+        options.host, f"[{options.host}]" if ":" in options.host else options.host
+    )
+    address = f"http://{shown}:{port}/"
     print(f"open {address}{f'#token={options.token}' if options.token else ''}   (Ctrl-C ends it)", flush=True)
     config = uvicorn.Config(
         make_app(desk, hosts, options.token),

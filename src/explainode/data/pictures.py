@@ -19,11 +19,12 @@ from torch import Tensor
 from explainode.errors import UserError
 
 MAX_PIXELS = 40_000_000  # checked before decoding: a PNG of 236 kB can unpack to 600 MB
+MAX_REDUCED = 400_000_000  # of a JPEG that is decoded at a fraction of its size, such as a telephone's panorama
 MAX_BYTES = 400 << 20  # more than 40 million pixels of 16 bits take without compression
 DRAFT_PIXELS = 8_000_000  # of a JPEG: above, it is decoded at a half, a quarter or an eighth of its size, at least twice as large as asked for
 MAX_ASPECT = 20
 # Raster formats that Pillow decodes by itself; among the others are some that start programs (EPS) or hold no pixels.
-FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "AVIF", "ICO")
+FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "AVIF", "ICO", "HEIF")
 BITS, PHOTOMETRIC, SAMPLES, FORMAT = 258, 262, 277, 339  # tags of a TIFF
 _HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 
@@ -66,7 +67,9 @@ def load_picture(source: str | Path | bytes, size: int | None = None, upright: b
     except Exception as error:  # foreign bytes may break a parser in any way
         raise UserError(f"{name} is not a picture that can be read: {_guess(data)}") from error
     width, height = opened.size
-    if width * height > MAX_PIXELS:
+    if size is not None and width * height <= MAX_REDUCED:
+        reduce_jpeg(opened, size)
+    if opened.width * opened.height > MAX_PIXELS:
         raise UserError(
             f"{name} has {width}x{height} pixels, more than {MAX_PIXELS // 10**6} million; scale it down first"
         )
@@ -78,7 +81,7 @@ def load_picture(source: str | Path | bytes, size: int | None = None, upright: b
         )
     try:
         with opened:
-            return _decode(opened, size, upright)
+            return _decode(opened, (width, height), size, upright)
     except UserError as error:
         raise UserError(f"{name} {error}") from error.__cause__
     except Exception as error:  # foreign bytes may break a decoder in any way
@@ -87,8 +90,19 @@ def load_picture(source: str | Path | bytes, size: int | None = None, upright: b
         ) from error
 
 
+def reduce_jpeg(image: Image.Image, size: int) -> None:
+    """Let a large JPEG be decoded at a half, a quarter or an eighth of its size, at least twice as large as asked for; others stay."""
+    if image.format in ("JPEG", "MPO") and image.width * image.height > DRAFT_PIXELS:
+        image.draft(None, (2 * size * image.width // min(image.size), 2 * size * image.height // min(image.size)))
+
+
 def _known_formats() -> set[str]:
     Image.init()
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return set(Image.OPEN)
+    register_heif_opener()
     return set(Image.OPEN)
 
 
@@ -114,7 +128,7 @@ def _guess(data: bytes) -> str:
     """What the bytes look like instead, and what to do."""
     head = data[:512].lstrip().lower()
     if data[4:8] == b"ftyp" and data[8:12] in _HEIC_BRANDS:
-        return "it is HEIC; export it as JPEG"
+        return "it is HEIC; export it as JPEG, or pip install pillow-heif"
     if b"<svg" in head:
         return "it is SVG, a drawing without pixels; export it as PNG"
     if head.startswith((b"<!doctype html", b"<html")):
@@ -167,15 +181,13 @@ def _tiff_samples(data: bytes) -> str | None:
     return f"{channels} channel{'s' if channels > 1 else ''} of {'/'.join(map(str, dict.fromkeys(found[BITS])))}-bit {kind} ({layout})"
 
 
-def _decode(image: Image.Image, size: int | None, upright: bool) -> Picture:
-    """Pixels in [0, 1]: upright, cut and resized before anything is converted, as conversions of the whole picture cost memory."""
+def _decode(image: Image.Image, upright_size: tuple[int, int], size: int | None, upright: bool) -> Picture:
+    """Pixels in [0, 1] of a picture that was `upright_size` before anything reduced it: upright, cut and resized before anything is
+    converted, as conversions of the whole picture cost memory."""
     notes: list[str] = []
-    upright_size = image.size
     if image.format in ("GIF", "WEBP", "PNG", "TIFF", "AVIF") and _has_second_frame(image):
         notes.append("first of several frames")
     tags = dict(getattr(image, "tag_v2", {}))  # before anything makes another picture of it
-    if size is not None and image.format in ("JPEG", "MPO") and image.width * image.height > DRAFT_PIXELS:
-        image.draft(None, (2 * size * image.width // min(image.size), 2 * size * image.height // min(image.size)))
     image.load()
     if upright:
         image = _upright(image, notes)

@@ -339,26 +339,25 @@ class Known:
 
 async def _body(request: Request, limit: int, seconds: float) -> bytes:
     """The picture, read as it arrives and no further than the limit: nothing of it is written anywhere."""
-    parts, size = [], 0
+
+    async def read() -> bytes:
+        parts, size = [], 0
+        async for part in request.stream():
+            size += len(part)
+            if size > limit:
+                raise Refused(
+                    413, f"the picture has more than {limit >> 20} MiB; scale it down first", connection="close"
+                )
+            parts.append(part)
+        return b"".join(parts)
+
     try:
-        async with asyncio.timeout(seconds) if hasattr(asyncio, "timeout") else _no_timeout():
-            async for part in request.stream():
-                size += len(part)
-                if size > limit:
-                    raise Refused(
-                        413, f"the picture has more than {limit >> 20} MiB; scale it down first", connection="close"
-                    )
-                parts.append(part)
-    except TimeoutError:
+        body = await asyncio.wait_for(read(), seconds)
+    except asyncio.TimeoutError:
         raise Refused(408, f"the picture did not arrive within {seconds:.0f} seconds", connection="close") from None
-    if not size:
+    if not body:
         raise Refused(422, "there is no picture in the body; send its bytes, or name one with gallery=0")
-    return b"".join(parts)
-
-
-@asynccontextmanager
-async def _no_timeout() -> AsyncIterator[None]:
-    yield  # Python 3.10 has no asyncio.timeout; the limit of bytes holds there as well
+    return body
 
 
 def _png(pixels: Any) -> bytes:

