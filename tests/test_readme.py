@@ -14,9 +14,10 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = README + (ROOT / "docs" / "tour.md").read_text(encoding="utf-8")
 LINES = [
     line
-    for block in re.findall(r"```bash\n(.*?)```", README, flags=re.S)
+    for block in re.findall(r"```bash\n(.*?)```", PAGES, flags=re.S)
     for line in block.splitlines()
     if line.startswith("explainode ")
 ]
@@ -78,6 +79,17 @@ def make_cifar10(root: Path) -> None:
     (folder / "batches.meta").write_bytes(
         pickle.dumps({"label_names": names, "num_vis": 3072, "num_cases_per_batch": 100}, protocol=4)
     )
+
+
+def test_the_python_of_the_readme_runs():
+    (block,) = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+    found: dict = {}
+    exec(compile(block, "README.md", "exec"), found)
+    assert found["record"].attribution.shape[:2] == (2, 1)
+
+
+def test_the_readme_is_read_in_a_minute():
+    assert len(README.splitlines()) <= 90
 
 
 @pytest.mark.slow
