@@ -1,4 +1,4 @@
-"""What gallery and tutorials share: a small ResNet trained once on drawn shapes, pictures, and a folder in which commands run."""
+"""What gallery and tutorials share: the small ResNet of the package, pictures that it has not seen, and a folder in which commands run."""
 
 from __future__ import annotations
 
@@ -6,54 +6,24 @@ import contextlib
 import io
 import os
 import tempfile
-from functools import cache
 from pathlib import Path
 
-import torch
 from torch import nn
 
-import explainode
 from explainode.data import Batch, ShapesDataset
-
-SIZE = 32
-
-
-def train(width: int = 16, epochs: int = 6, noise: float = 0.0) -> nn.Module:
-    """A six-block ResNet of 32 px, about a minute on one core."""
-    torch.manual_seed(0)
-    data = ShapesDataset(4096, size=SIZE, seed=1)
-    everything = data.__getitems__(list(range(len(data))))
-    network = explainode.get("model/six_block", num_classes=data.num_classes, width=width, noise={"magnitude": noise})
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2, weight_decay=1e-3)
-    batches = len(data) // 128
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=epochs * batches)
-    for _ in range(epochs):
-        for rows in torch.randperm(len(data)).view(batches, -1):
-            images = everything.image[rows]
-            loss = nn.functional.cross_entropy(network(images), everything.label[rows])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-    return network.eval()
+from explainode.jobs.demo_pair import PICTURES_SEED, SIZE, demo_networks
 
 
-@cache
-def network() -> nn.Module:
-    """The trained network; its weights are kept under build/, so that a second build of the site is quick."""
-    file = Path(__file__).parents[1] / "build" / "example_network.pt"
-    if not file.exists():
-        file.parent.mkdir(exist_ok=True)
-        with contextlib.redirect_stdout(io.StringIO()):
-            torch.save(train().state_dict(), file)
-    made = explainode.get("model/six_block", num_classes=8, width=16)
-    made.load_state_dict(torch.load(file, weights_only=True))
-    return made.eval()
+def network(name: str = "resnet") -> nn.Module:
+    """One of the pair that comes with the package: "resnet", or its noise-injected twin "sde"."""
+    return demo_networks()[name]
 
 
 def pictures(count: int = 4, **settings: float) -> Batch:
-    """Drawn shapes that the network has not seen."""
-    return ShapesDataset(count, size=SIZE, split="test", seed=1, **settings).__getitems__(list(range(count)))
+    """Drawn shapes that the networks have not seen."""
+    return ShapesDataset(count, size=SIZE, split="test", seed=PICTURES_SEED, **settings).__getitems__(
+        list(range(count))
+    )
 
 
 CLASSES = ShapesDataset.class_names

@@ -51,13 +51,13 @@ def draw(picture, columns=8):
     """All maps of one picture."""
     rows = -(-len(records) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(11, 1.55 * rows), layout="constrained")
-    outline = {"levels": [0.5], "colors": "goldenrod", "linewidths": 0.8, "extent": (0, 32, 0, 32), "origin": "upper"}
+    outline = {"levels": [0.5], "colors": "goldenrod", "linewidths": 0.8, "extent": (0, 48, 0, 48), "origin": "upper"}
     for axis in axes.flat:
         axis.axis("off")
     for axis, (name, (record, _)) in zip(axes.flat, records.items()):
         heat = record.attribution[picture].sum(0).detach().numpy()
         limit = np.abs(heat).max() or 1.0
-        axis.imshow(heat, cmap="RdBu_r", vmin=-limit, vmax=limit, extent=(0, 32, 32, 0), interpolation="nearest")
+        axis.imshow(heat, cmap="RdBu_r", vmin=-limit, vmax=limit, extent=(0, 48, 48, 0), interpolation="nearest")
         axis.contour(batch.mask[picture] == 1, **outline)
         axis.set_title(name, fontsize=7)
     figure.suptitle(CLASSES[int(batch.label[picture])], fontsize=11)

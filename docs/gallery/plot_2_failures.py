@@ -26,7 +26,7 @@ def show(maps, title):
             axis.imshow(heat.transpose(1, 2, 0))
         else:
             limit = np.abs(heat).max() or 1.0
-            axis.imshow(heat, cmap="RdBu_r", vmin=-limit, vmax=limit, extent=(0, 32, 32, 0))
+            axis.imshow(heat, cmap="RdBu_r", vmin=-limit, vmax=limit, extent=(0, 48, 48, 0))
         axis.set_title(name, fontsize=8)
         axis.axis("off")
     figure.suptitle(title, fontsize=10)

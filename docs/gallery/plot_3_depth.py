@@ -41,7 +41,7 @@ for row in range(2):
         record = explainode.explain(explainode.get("explainer/adjoint_cam", t=t), ode, batch.image)
         heat = record.attribution[row].sum(0).detach().numpy()
         limit = np.abs(heat).max() or 1.0
-        axis.imshow(heat, cmap="RdBu_r", vmin=-limit, vmax=limit, extent=(0, 32, 32, 0))
+        axis.imshow(heat, cmap="RdBu_r", vmin=-limit, vmax=limit, extent=(0, 48, 48, 0))
         axis.set_title(f"t = {t}", fontsize=9)
 for axis in axes.flat:
     axis.axis("off")

@@ -11,11 +11,9 @@ import numpy as np
 from examples import network, pictures
 
 import explainode
-from explainode.dynamics import Noise
-from explainode.models import inject_noise
 
 batch = pictures(2)
-twin = inject_noise(network(), Noise(magnitude=0.3)).eval()
+twin = network("sde")
 
 # %%
 # The same seed gives the same path, whatever else is in the batch.

@@ -48,7 +48,7 @@ for axis, name in zip(axes[1:], methods):
     record = explainode.explain(explainode.get(f"explainer/{name}"), network, batch.image)
     heat = record.attribution[0].sum(0).detach().numpy()
     limit = np.abs(heat).max()
-    axis.imshow(heat, cmap="RdBu_r", vmin=-limit, vmax=limit, extent=(0, 32, 32, 0))
+    axis.imshow(heat, cmap="RdBu_r", vmin=-limit, vmax=limit, extent=(0, 48, 48, 0))
     axis.set_title(f"{name}\n{record.forwards} forwards", fontsize=8)
 for axis in axes:
     axis.axis("off")
