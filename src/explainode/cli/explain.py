@@ -26,6 +26,7 @@ EXAMPLES = (
 FLAGS = (
     "-m, --methods A,B   explainers (explainode list explainer)",
     "--class C           class index or name; the predicted class by default",
+    "--against C         explain the class and not this one (why A and not B)",
     "--model NAME        a model of conf/model, with --weights PATH",
     "--run RUN           a run directory; --checkpoint PATH picks one of its checkpoints",
     "-o, --output DIR    where the panel, the raw maps and the scores go",
@@ -89,6 +90,7 @@ def _read(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]
     parser.add_argument("words", nargs="*")
     parser.add_argument("-m", "--methods")
     parser.add_argument("--class", dest="target")
+    parser.add_argument("--against")
     parser.add_argument("--model")
     parser.add_argument("--weights")
     parser.add_argument("--run")
@@ -107,7 +109,7 @@ def _read(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]
     settings["model_name"] = options.model or next(
         (word.partition("=")[2] for word in overrides if word.startswith("model=")), "model"
     )
-    for key in ("target", "run", "checkpoint", "output"):
+    for key in ("target", "against", "run", "checkpoint", "output"):
         if getattr(options, key) is not None:
             settings[key] = getattr(options, key)
     if options.weights is not None:

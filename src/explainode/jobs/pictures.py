@@ -21,6 +21,7 @@ from explainode.jobs.measure import choose_device, many
 from explainode.jobs.networks import build_network, fill_classes, run_networks
 from explainode.metrics.maps import concatenate_maps, to_maps
 from explainode.metrics.results import Maps
+from explainode.models.contrast import Contrast
 from explainode.models.names import imagenet_classes
 from explainode.models.weights import load_weights
 from explainode.registry.foreign import foreign_run
@@ -187,6 +188,15 @@ def explain_pictures(
     scores: list[dict[str, Any]] = [{"picture": str(path), "network": subject.name} for path in pictures.paths]
     maps: dict[str, list[Maps]] = {}
     target: int | None = None
+    network = subject.network
+    if settings.get("against") is not None:
+        with torch.no_grad():
+            classes = network(pictures.image[:1].to(device)).shape[1]
+        against = class_index(settings["against"], classes, subject.class_names)
+        assert against is not None
+        if class_index(settings["target"], classes, subject.class_names) == against:
+            raise UserError("a class against itself has nothing to explain; name two classes, --class A --against B")
+        network = Contrast(network, against).eval()
     for batch in in_batches(pictures.image, batch_size=16):
         batch = batch.to(device)
         first = int(batch.sample_id[0])
@@ -194,11 +204,11 @@ def explain_pictures(
         for name, explainer in many(settings, "explainer").items():
             if not shared:  # the first method's forward also tells how many classes there are
                 with torch.no_grad():
-                    classes = subject.network(batch.image[:1]).shape[1]
+                    classes = network(batch.image[:1]).shape[1]
                 target = class_index(settings["target"], classes, subject.class_names)
             record = explain(
                 explainer,
-                subject.network,
+                network,
                 batch.image,
                 target,
                 noise=settings["noise"],

@@ -6,6 +6,7 @@ __getattr__, __dir__, __all__ = public(
     __name__,
     {
         "class_groups": "ClassGroups",
+        "contrast": "Contrast",
         "neural_ode": "NeuralODE NeuralSDE TimeConditionedField",
         "normalize": "Normalize",
         "plain": "timm_model torchvision_model",
