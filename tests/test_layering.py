@@ -9,7 +9,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "explainode"
 FLOORS = [
     {"errors", "hashing", "lazy", "ticker", "signals", "wording", "ranks"},
-    {"annotations", "randomness", "blur", "files", "heartbeat", "plain_yaml", "turns", "extensions"},
+    {"annotations", "randomness", "blur", "files", "heartbeat", "plain_yaml", "turns", "extensions", "drawing"},
     {"attribution"},
     {"dynamics", "relevance", "attacks"},
     {"models", "explainers", "metrics", "data"},
@@ -17,7 +17,7 @@ FLOORS = [
     {"evaluation"},
     {"gap", "report"},
     {"registry"},
-    {"jobs"},
+    {"jobs", "asking"},
     {"cli", "callbacks", "serve"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -5,7 +5,7 @@ Shape letters: B batch, C channels, H, W pixels, K classes, R rows of an expande
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from explainode.annotations import Annotations
+from explainode.drawing import SHOWN, figure_html, maps_figure
 from explainode.errors import UserError, nearest
 
 T = TypeVar("T")
@@ -77,6 +78,38 @@ class Explanation(Annotations):
         if key not in store:
             store[key] = compute()
         return store[key]
+
+    def show(self, rows: Sequence[int] | None = None, overlay: bool = False, names: Sequence[str] | None = None) -> Any:
+        """The pictures and their maps as a matplotlib figure, which is returned: red speaks for the class, blue against it.
+
+        Args:
+            rows: which pictures of the batch; None: the first eight.
+            overlay: draw the maps over the pictures.
+            names: of the classes.
+
+        Raises:
+            UserError: without matplotlib, or for a row that the batch does not have.
+        """
+        chosen = list(range(min(len(self), SHOWN))) if rows is None else list(rows)
+        if not chosen or not all(0 <= row < len(self) for row in chosen):
+            raise UserError(f"rows are some of 0..{len(self) - 1}, got {chosen}")
+        probability = self.logits.softmax(1).gather(1, self.target[:, None])[:, 0]
+        classes = [int(k) for k in self.target]
+        titles = [
+            f"{names[classes[row]] if names else f'class {classes[row]}'}, probability {float(probability[row]):.2f}"
+            for row in chosen
+        ]
+        images = self.x[chosen].detach().float().cpu().expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
+        return maps_figure(images, self.heatmap()[chosen].detach().float().cpu().numpy(), titles, overlay)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: pictures, maps, and what they cost."""
+        cost = (
+            f"{len(self)} pictures, {self.forwards} forward and {self.backwards} backward passes, {self.seconds:.2f} s"
+        )
+        return (
+            figure_html(self.show(), "pictures and their maps") + f"<p>{cost}; noise {self.noise}, seed {self.seed}</p>"
+        )
 
     def heatmap(self, reduction: str = "sum") -> Tensor:
         """(B, H, W): the attribution reduced over channels and upsampled to the pixels of x."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
+
+from explainode.drawing import table_html
+from explainode.errors import UserError
 
 ROLES = {
     "faithfulness": "whether the map shows what the network goes by",
@@ -127,6 +131,28 @@ class Results:
     def roles(self) -> dict[str, str]:
         """{metric: which of `ROLES` it has}, of all results of a metric alike."""
         return {row.metric: row.role for row in self.rows}
+
+    def to_frame(self) -> Any:
+        """The rows as a pandas DataFrame, a column per field of `Row`.
+
+        Raises:
+            UserError: without pandas.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise UserError("a data frame needs pandas; pip install pandas, or read `results.rows`") from error
+        return pandas.DataFrame([vars(row) for row in self.rows], columns=[known.name for known in fields(Row)])
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the first rows, with their intervals."""
+        head = ("model", "explainer", "metric", "value", "95 % interval", "n")
+        shown = [
+            (row.model, row.explainer, row.metric, f"{row.value:.4g}", f"{row.low:.4g} to {row.high:.4g}", row.n)
+            for row in self.rows[:60]
+        ]
+        left = len(self.rows) - len(shown)
+        return table_html(head, shown, f"and {left} rows more" if left else "")
 
     def extend(self, other: Results) -> None:
         """Add all that `other` holds; the same key later wins."""
