@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from explainode.cli.help import verb_help
-from explainode.errors import UserError
+from explainode.errors import UserError, nearest
 from explainode.heartbeat import Heartbeat
 from explainode.registry.composing import compose, plain, run_id
 from explainode.runs.claim import fresh_directory
@@ -28,6 +28,7 @@ FLAGS = (
     "--class C           class index or name; the predicted class by default",
     "--against C         explain the class and not this one (why A and not B)",
     "--model NAME        a model of conf/model, with --weights PATH",
+    "--classes FILE      names of the classes: one a line, or a JSON list, or {index: name}",
     "--run RUN           a run directory; --checkpoint PATH picks one of its checkpoints",
     "-o, --output DIR    where the panel, the raw maps and the scores go",
     "--json              print the scores as JSON",
@@ -53,6 +54,7 @@ def run(arguments: Sequence[str]) -> int:
             explain_pictures,
             load_pictures,
             named_pictures,
+            read_class_names,
             write_pictures,
         )
 
@@ -62,6 +64,10 @@ def run(arguments: Sequence[str]) -> int:
             )
         paths = named_pictures(options.words)
         subjects = choose_subjects(settings)
+        if options.classes is not None:
+            names = read_class_names(options.classes)
+            for subject in subjects:
+                subject.class_names = names
     console = Console(stderr=options.json)
     pictures = load_pictures(paths, subjects[0].size)
     for path, note in pictures.notes:
@@ -93,6 +99,7 @@ def _read(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]
     parser.add_argument("--against")
     parser.add_argument("--model")
     parser.add_argument("--weights")
+    parser.add_argument("--classes")
     parser.add_argument("--run")
     parser.add_argument("--checkpoint")
     parser.add_argument("-o", "--output")
@@ -103,7 +110,7 @@ def _read(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]
     if options.methods:
         overrides.insert(0, f"explainer=[{options.methods}]")
     if options.model:
-        overrides.insert(0, f"model={options.model}")
+        overrides[:0] = model_words(options.model)
     config = compose("explain", overrides)
     settings = plain(config)
     settings["model_name"] = options.model or next(
@@ -117,6 +124,30 @@ def _read(arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]
             raise UserError("--weights needs --model NAME: which network the weights belong to (explainode list model)")
         settings["model"]["weights"] = options.weights
     return options, settings
+
+
+def model_words(name: str) -> list[str]:
+    """The overrides that choose a network: an entry of conf/model, or a classifier of torchvision or timm by its own name.
+
+    Raises:
+        UserError: for a name that none of them has, with the nearest.
+    """
+    from explainode.registry.entries import names
+
+    known = names("model")
+    if name in known:
+        return [f"model={name}"]
+    if f"tv_{name}" in known:  # torchvision's ResNets, on our block
+        return [f"model=tv_{name}"]
+    from explainode.models.plain import timm_names, torchvision_names
+
+    for entry, offered in (("torchvision", torchvision_names()), ("timm", timm_names())):
+        if name in offered:
+            return [f"model={entry}", f"model.name={name}"]
+    every = {*known, *torchvision_names(), *timm_names()}
+    raise UserError(
+        f"no model named {name!r}; the nearest are {nearest(name, every)} (explainode list model; also any of torchvision or timm by its name)"
+    )
 
 
 def _print(console: Any, scores: list[dict[str, Any]], names: Sequence[str] | None) -> None:

@@ -64,6 +64,40 @@ def named_pictures(words: Sequence[str]) -> list[Path]:
     return paths
 
 
+def read_class_names(path: str | Path) -> list[str]:
+    """The names of classes from a file: one a line, a JSON list, or a JSON object {index: name} such as Hugging Face's `id2label`.
+
+    Raises:
+        UserError: if there is no such file, or it holds something else.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"the class names in {path} cannot be read ({getattr(error, 'strerror', None) or 'it is no text'}); give a text file, one name a line"
+        ) from error
+    if not text.lstrip().startswith(("[", "{")):
+        found = [line.strip() for line in text.splitlines() if line.strip()]
+    else:
+        try:
+            content = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise UserError(
+                f"{path} is damaged JSON; give a list of names, {{index: name}}, or one name a line"
+            ) from error
+        content = content.get("id2label", content) if isinstance(content, dict) else content
+        if isinstance(content, dict):
+            indices = {int(key): str(value) for key, value in content.items() if str(key).isdigit()}
+            if len(indices) != len(content) or sorted(indices) != list(range(len(indices))):
+                raise UserError(f"{path} names classes by {list(content)[:3]}, expected every index from 0 on")
+            found = [indices[k] for k in range(len(indices))]
+        else:
+            found = [str(name) for name in content]
+    if not found:
+        raise UserError(f"{path} holds no class name; give one a line")
+    return found
+
+
 def choose_subjects(settings: Mapping[str, Any]) -> list[Subject]:
     """The network that model names, or those of a run: all its variants, side by side; without either those of the newest run under
     runs/, and where there is none the pair that comes with the package.

@@ -37,12 +37,27 @@ def torchvision_model(
     """
     from torchvision import models
 
-    # GoogLeNet and Inception return tuples with auxiliary logits while they train: not a classifier's contract
-    known = [k for k in models.list_models(module=models) if k not in ("googlenet", "inception_v3")]
+    known = torchvision_names()
     if name not in known:
         raise UserError(f"no torchvision classifier named {name!r}; the nearest are {nearest(name, known)}")
     network = normalize_first(models.get_model(name, weights=None, num_classes=num_classes), mean, std)
     return complete(network, 224, noise, weights, name)
+
+
+def torchvision_names() -> list[str]:
+    """The classifiers that torchvision has; GoogLeNet and Inception return tuples while they train, which is no classifier's contract."""
+    from torchvision import models
+
+    return [name for name in models.list_models(module=models) if name not in ("googlenet", "inception_v3")]
+
+
+def timm_names() -> list[str]:
+    """The classifiers that timm has; none where it is not installed."""
+    try:
+        import timm
+    except ImportError:
+        return []
+    return list(timm.list_models())
 
 
 def timm_model(

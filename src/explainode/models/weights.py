@@ -19,7 +19,9 @@ from explainode.models.residual import torchvision_key
 CONTAINERS = (
     "state_dict",
     "model",
-)  # where training scripts (ours and Lightning's; torchvision's references) keep the weights
+    "model_ema",
+    "ema",
+)  # where training scripts (ours and Lightning's; torchvision's references; timm's averages) keep the weights
 PREFIXES = ("module.", "_orig_mod.", "network.")  # of DataParallel, torch.compile and our Lightning modules
 # torchvision's DenseNet files are older than its module names: `denselayer1.norm.1.weight` there is `denselayer1.norm1.weight`
 OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(\d\.)")
@@ -88,6 +90,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         start = file.read(4)
     if not start:
         raise UserError(f"the weights file {path} is empty; copy or download it again")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
     if start[:2] != b"PK" and start[:1] != b"\x80":  # the zip archives of today's torch.save, the pickles of before
         raise UserError(
             f"{path} is no PyTorch checkpoint (it begins with {start!r}); weights are a file written by torch.save"
@@ -125,6 +129,25 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         raise UserError(
             f"{path} holds {_kind(content)}, but weights are a state dict: names and tensors, torch.save(network.state_dict(), path)"
         )
+    return state
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise UserError(
+            f"{path} needs the package safetensors, which is not installed; pip install safetensors"
+        ) from error
+    try:
+        state: dict[str, Tensor] = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(
+            f"the weights file {path} is damaged or cut short ({error}); copy or download it again"
+        ) from error
+    if not state:
+        raise UserError(f"{path} holds no tensors, but weights are names and tensors")
     return state
 
 
@@ -191,11 +214,34 @@ def _strip_prefixes(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> d
     """Without the wrappers' prefixes; what lies outside a wrapped network (metrics, a second network) is left behind."""
     state, known = dict(state), {*own, *map(torchvision_key, own)}
     # a network may have a part called `network` itself: only names that it does not know can have a wrapper's prefix
-    while not known & {OLD_DENSENET.sub(r"\1\2", k) for k in state} and (
-        wrapper := next((p for p in PREFIXES if any(k.startswith(p) for k in state)), None)
-    ):
+    while not known & {OLD_DENSENET.sub(r"\1\2", k) for k in state} and (wrapper := _wrapper(state, known)) is not None:
         state = {k.removeprefix(wrapper): v for k, v in state.items() if k.startswith(wrapper)}
     return state
+
+
+def _wrapper(state: Mapping[str, Tensor], known: set[str]) -> str | None:
+    """The prefix under which the network's names stand: of a wrapper that we know, or of whatever its module was called.
+
+    Raises:
+        UserError: if several parts of the file hold a network of these names.
+    """
+    ours = next((prefix for prefix in PREFIXES if any(k.startswith(prefix) for k in state)), None)
+    if ours is not None:
+        return ours
+    parts = dict.fromkeys(f"{k.partition('.')[0]}." for k in state if "." in k)
+    fitting = {p: len(known & {k.removeprefix(p) for k in state if k.startswith(p)}) for p in parts}
+    best = max(fitting.values(), default=0)
+    if best == 0:  # two wrappers, one in the other
+        deeper = [
+            p for p in parts if any(k.startswith(p) and k.removeprefix(p).partition(".")[2] in known for k in state)
+        ]
+        return deeper[0] if len(deeper) == 1 else None
+    leaders = [p for p, count in fitting.items() if count == best]
+    if len(leaders) > 1:
+        raise UserError(
+            f"the weights hold several networks of these names, under {', '.join(p.rstrip('.') for p in leaders)}; save the one that is meant by itself"
+        )
+    return leaders[0]
 
 
 def _misfit(
