@@ -57,11 +57,14 @@ def inpaint(x: Tensor, removed: Tensor) -> Tensor:
     direction = z
     energy = (residual * z).sum((-2, -1), keepdim=True)
     for _ in range(ITERATIONS):
-        if float(residual.abs().amax()) <= RESIDUAL:
+        going = (
+            residual.abs().amax((1, 2, 3), keepdim=True) > RESIDUAL
+        )  # (B, 1, 1, 1): each image stops by itself, whatever is beside it
+        if not bool(going.any()):
             break
         moved = (degree * direction - _neighbors(direction)) * hole
         curvature = (direction * moved).sum((-2, -1), keepdim=True)
-        step = torch.where(curvature > 0, energy / curvature.clamp(min=1e-30), 0)
+        step = torch.where(going & (curvature > 0), energy / curvature.clamp(min=1e-30), 0)
         v = v + step * direction
         residual = residual - step * moved
         z = residual / degree
